@@ -1,0 +1,46 @@
+//! On a real Kafka and a real Redis: beside what people write by hand, and beside the limit.
+
+mod backlog;
+mod limit;
+mod naive;
+mod ours;
+mod raw;
+mod redis_server;
+mod store;
+mod throughput;
+mod topic;
+mod workers;
+
+use std::error::Error;
+
+pub(crate) use backlog::consume as consume_backlog;
+use redis_server::RedisServer;
+use tokio::runtime::Runtime;
+
+use crate::report::Report;
+
+/// What goes wrong ends the bench: a figure of half a run is worth nothing.
+pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Where the servers are.
+#[derive(Debug, Clone)]
+pub(crate) struct Servers {
+    pub(crate) kafka: String,
+    pub(crate) redis: String,
+}
+
+pub(crate) fn run(report: &mut Report, servers: &Servers) -> Fallible<()> {
+    // The default of a service: a worker for each core.
+    let runtime = Runtime::new()?;
+    let mut redis = RedisServer::connect(&servers.redis)?;
+    if report.wants("kafka") {
+        throughput::measure(report, servers, &runtime, &mut redis)?;
+    }
+    if report.wants("redis") {
+        store::measure(report, servers, &runtime, &mut redis)?;
+    }
+    if report.wants("backlog") {
+        backlog::measure(report, servers, &runtime, &mut redis)?;
+    }
+    Ok(())
+}

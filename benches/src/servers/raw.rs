@@ -1,0 +1,28 @@
+//! (a) `BaseConsumer` alone: no deduplication, no handler, no commit.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    Message,
+    consumer::{BaseConsumer, Consumer},
+};
+
+use super::{Fallible, topic::Topic};
+
+/// Messages a second.
+pub(super) fn run(kafka: &str, topic: &Topic, group: &str) -> Fallible<f64> {
+    let consumer: BaseConsumer = topic.config(kafka, group).create()?;
+    consumer.subscribe(&[&topic.name])?;
+    let mut from = None;
+    let mut seen = 0;
+    while seen < topic.messages {
+        let Some(message) = consumer.poll(Duration::from_secs(30)) else {
+            return Err("Kafka fell silent".into());
+        };
+        std::hint::black_box(message?.payload());
+        from.get_or_insert_with(Instant::now);
+        seen += 1;
+    }
+    let took = from.map(|from| from.elapsed()).unwrap_or_default();
+    Ok(seen as f64 / took.as_secs_f64())
+}

@@ -1,0 +1,259 @@
+//! The dedup layer: its configuration.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tower::Layer;
+
+use super::{
+    DedupStore, DynStore, Gate, IdempotencyKey, MissingKey, fingerprint,
+    meter::Meter,
+    registry::Registry,
+    service::{Dedup, Shared},
+};
+use crate::{
+    Message,
+    pipeline::{DedupFacts, Explain, Facts},
+    time::LONGEST,
+};
+
+/// Lets the effect of each idempotency key happen once: claim → handler → complete → ack.
+///
+/// # What it guarantees
+/// At-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, a
+/// handler outlives its lease, an attempt that failed or timed out had its effect all the same, the store loses state,
+/// or a duplicate comes after the retention.
+///
+/// # Defaults
+/// | option | default | why |
+/// |---|---|---|
+/// | [`key`](Self::key) | the message id | what publishers stamp |
+/// | [`retention`](Self::retention) | 24 h | longer than the usual way back; check yours |
+/// | [`lease`](Self::lease) | 30 s | how long a dead process holds up its messages |
+/// | [`grace`](Self::grace) | 1 h | a crash has to be seen as one; never below the redelivery time of the source |
+/// | [`max_crashes`](Self::max_crashes) | 3 | a message that kills the process is set aside |
+/// | [`missing_key`](Self::missing_key) | reject | no effect without protection |
+/// | [`on_outage`](Self::on_outage) | wait | the same |
+/// | [`fingerprint`](Self::fingerprint) | the payload | another payload under a known id is an error, not a duplicate |
+///
+/// # The cost of a crash
+/// After a process was killed, each of the messages it had in flight runs alone the first time it comes back: up to
+/// `max_in_flight` messages, one by one.
+#[derive(Clone)]
+#[must_use]
+pub struct DedupLayer<D> {
+    store: D,
+    config: Config,
+}
+
+#[derive(Clone)]
+pub(super) struct Config {
+    pub(super) consumer: Arc<str>,
+    pub(super) key: IdempotencyKey,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) retention: Duration,
+    pub(super) lease: Duration,
+    pub(super) grace: Duration,
+    pub(super) max_crashes: u32,
+    pub(super) missing_key: MissingKey,
+    pub(super) on_outage: OnOutage,
+    process: u128,
+    gate: Gate,
+}
+
+type FingerprintFn = dyn Fn(&Message) -> Option<u128> + Send + Sync;
+
+#[derive(Clone)]
+pub(super) enum Fingerprint {
+    Payload,
+    None,
+    Closure(Arc<FingerprintFn>),
+}
+
+/// What happens to messages while the store cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnOutage {
+    /// The source is paused; what is held waits.
+    #[default]
+    Wait,
+    /// Messages are handled without protection, which is counted: duplicates take effect again.
+    Bypass,
+}
+
+impl<D: DedupStore> DedupLayer<D> {
+    /// Deduplicates in `store` for the logical consumer `consumer`: consumers with other names are independent of it.
+    pub fn new(store: D, consumer: impl Into<Arc<str>>) -> Self {
+        let hour = Duration::from_secs(3600);
+        let config = Config {
+            consumer: consumer.into(),
+            key: IdempotencyKey::default(),
+            fingerprint: Fingerprint::Payload,
+            retention: 24 * hour,
+            lease: Duration::from_secs(30),
+            grace: hour,
+            max_crashes: 3,
+            missing_key: MissingKey::default(),
+            on_outage: OnOutage::default(),
+            process: process_nonce(),
+            gate: Gate::process_wide(),
+        };
+        Self { store, config }
+    }
+
+    /// Sets where the idempotency key comes from.
+    pub fn key(mut self, key: IdempotencyKey) -> Self {
+        self.config.key = key;
+        self
+    }
+
+    /// Sets how long a completed key is remembered. It has to exceed the longest way back of a message: retries,
+    /// redrives, what the broker keeps.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.config.retention = retention.min(LONGEST);
+        self
+    }
+
+    /// Sets how long a claim holds when it is not renewed; at least 10 ms. Renewals go out at half of it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.config.lease = lease.clamp(Duration::from_millis(10), LONGEST);
+        self
+    }
+
+    /// Sets how long the record of an expired claim is kept.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.config.grace = grace.min(LONGEST);
+        self
+    }
+
+    /// Sets after how many deaths of a process that ran the message alone it is given up; at least 1.
+    pub fn max_crashes(mut self, crashes: u32) -> Self {
+        self.config.max_crashes = crashes.max(1);
+        self
+    }
+
+    /// Sets what becomes of a message without a key.
+    pub fn missing_key(mut self, policy: MissingKey) -> Self {
+        self.config.missing_key = policy;
+        self
+    }
+
+    /// Sets what happens while the store cannot be reached.
+    pub fn on_outage(mut self, policy: OnOutage) -> Self {
+        self.config.on_outage = policy;
+        self
+    }
+
+    /// Takes the fingerprint from a closure, for payloads that differ in what does not matter.
+    pub fn fingerprint(mut self, f: impl Fn(&Message) -> Option<u128> + Send + Sync + 'static) -> Self {
+        self.config.fingerprint = Fingerprint::Closure(Arc::new(f));
+        self
+    }
+
+    /// Takes no fingerprint: another payload under a known id passes for a duplicate, and a corrected resend of a
+    /// dead-lettered message too.
+    pub fn no_fingerprint(mut self) -> Self {
+        self.config.fingerprint = Fingerprint::None;
+        self
+    }
+
+    /// Uses another gate than the process's own, and counts as another process with this nonce. For tests that play
+    /// several processes in one.
+    pub fn as_process(mut self, nonce: u128, gate: Gate) -> Self {
+        self.config.process = nonce;
+        self.config.gate = gate;
+        self
+    }
+}
+
+/// Random, one for each process.
+fn process_nonce() -> u128 {
+    static NONCE: OnceLock<u128> = OnceLock::new();
+    *NONCE.get_or_init(|| uuid::Uuid::new_v4().as_u128())
+}
+
+impl<S, D: DedupStore> Layer<S> for DedupLayer<D> {
+    type Service = Dedup<S, D>;
+
+    fn layer(&self, inner: S) -> Dedup<S, D> {
+        let config = self.config.clone();
+        let registry = Registry::new(
+            config.process,
+            DynStore::new(self.store.clone()),
+            config.gate.clone(),
+            config.retention,
+        );
+        let meter = Meter::new(&config.consumer);
+        let shared =
+            Shared { store: self.store.clone(), registry, meter, seen_run: AtomicU64::new(0), config };
+        Dedup { inner, shared: Arc::new(shared) }
+    }
+}
+
+impl<D> Explain for DedupLayer<D> {
+    fn explain(&self, facts: &mut Facts) {
+        let config = &self.config;
+        facts.dedup = Some(DedupFacts {
+            consumer: config.consumer.to_string(),
+            key: config.key.to_string(),
+            retention: config.retention,
+            lease: config.lease,
+            bypass_on_outage: config.on_outage == OnOutage::Bypass,
+            process_without_key: config.missing_key == MissingKey::Process,
+            fingerprint: !matches!(config.fingerprint, Fingerprint::None),
+        });
+    }
+}
+
+impl Config {
+    pub(super) fn fingerprint_of(&self, message: &Message) -> Option<u128> {
+        match &self.fingerprint {
+            Fingerprint::Payload => Some(fingerprint(message.payload())),
+            Fingerprint::None => None,
+            Fingerprint::Closure(f) => f(message),
+        }
+    }
+}
+
+impl<D> Shared<D> {
+    /// The run learns once which store to flush at its end.
+    pub(super) fn register(&self, message: &Message)
+    where
+        D: DedupStore,
+    {
+        if let Some(scope) = message.scope() {
+            let run = scope.run();
+            if self.seen_run.load(Ordering::Relaxed) != run.id()
+                && self.seen_run.swap(run.id(), Ordering::Relaxed) != run.id()
+            {
+                run.register_store(self.registry.store.clone());
+            }
+        }
+    }
+}
+
+impl<D> fmt::Debug for DedupLayer<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DedupLayer").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("consumer", &self.consumer)
+            .field("key", &self.key)
+            .field("retention", &self.retention)
+            .field("lease", &self.lease)
+            .field("grace", &self.grace)
+            .field("max_crashes", &self.max_crashes)
+            .field("missing_key", &self.missing_key)
+            .field("on_outage", &self.on_outage)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,23 @@
+//! Deduplication: claim → handler → complete → ack.
+
+mod gate;
+mod key;
+mod layer;
+mod meter;
+pub mod protocol;
+mod registry;
+mod renewal;
+mod service;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use gate::Gate;
+pub use key::{IdempotencyKey, MissingKey};
+pub use layer::{DedupLayer, OnOutage};
+pub(crate) use registry::{ClaimHandle, HeldClaim, SharedClaim};
+pub use service::Dedup;
+pub use store::{
+    Claim, ClaimReply, ClaimRequest, DedupStore, DynStore, Mode, Owner, RenewRequest, Renewal, Resolution,
+    Resolved, StoreError, StoreKey, fingerprint,
+};

@@ -1,0 +1,427 @@
+//! The dedup layer at work on one message.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{Arc, atomic::AtomicU64},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use tower::Service;
+
+use super::{
+    Claim, ClaimReply, ClaimRequest, DedupStore, MissingKey, OnOutage, Owner, Resolution, Resolved,
+    StoreError, StoreKey,
+    layer::Config,
+    meter::Meter,
+    registry::{Asking, HeldClaim, LostClaim, Registry, Settled},
+};
+use crate::{
+    BoxError, Failure, FailureKind, Message, Outcome, failure::chain, message::wire, scope::answered,
+};
+
+/// The service that [`DedupLayer`](super::DedupLayer) makes.
+///
+/// It is not ready while its store is known to be down, and never polls its inner service for readiness: that would
+/// hold permits of layers inside while it waits.
+pub struct Dedup<S, D> {
+    pub(super) inner: S,
+    pub(super) shared: Arc<Shared<D>>,
+}
+
+pub(super) struct Shared<D> {
+    pub(super) store: D,
+    pub(super) registry: Arc<Registry>,
+    pub(super) config: Config,
+    pub(super) meter: Meter,
+    pub(super) seen_run: AtomicU64,
+}
+
+impl<S, D> Service<Message> for Dedup<S, D>
+where
+    S: Service<Message> + Clone + Send + 'static,
+    S::Response: Into<Outcome> + Send,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    D: DedupStore,
+{
+    type Response = Outcome;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        match self.shared.config.on_outage {
+            OnOutage::Wait => self.shared.store.poll_available(cx).map(Ok),
+            OnOutage::Bypass => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, message: Message) -> Self::Future {
+        let (shared, inner) = (self.shared.clone(), self.inner.clone());
+        let Some(outer) = message.claim().cloned() else { return Box::pin(handle(shared, inner, message)) };
+        // Within another claim this one takes the place in the gate: a suspect must not wait for its own message.
+        Box::pin(async move {
+            outer.leave_gate().await;
+            let answer = handle(shared, inner, message.with_claim(None)).await;
+            outer.enter_gate().await;
+            answer
+        })
+    }
+}
+
+/// What the store had to say in the end to one that waited or asked more than once.
+#[expect(clippy::large_enum_variant, reason = "one value in a future that is boxed as a whole")]
+enum Asked {
+    /// Granted, as asked for at the instant.
+    Granted(Asking, Claim, Instant),
+    Duplicate,
+    /// The store is away and the policy says to go on without it.
+    Unprotected,
+}
+
+/// How the wait for a message's turn ended.
+enum Turn {
+    Come,
+    /// What is inside cannot become ready.
+    Failed(Failure),
+    /// Handed back, or the claim was lost meanwhile.
+    Over(Failure),
+}
+
+/// The way of one message.
+///
+/// One flat future, in which each thing lies once: all of it is moved into its box for every message. Whatever waits
+/// for others or asks more than once is rare and has a box of its own.
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps each of its arguments twice")]
+fn handle<S, D>(
+    shared: Arc<Shared<D>>,
+    mut inner: S,
+    message: Message,
+) -> impl Future<Output = Result<Outcome, Failure>> + Send
+where
+    S: Service<Message, Response: Into<Outcome> + Send, Error: Into<BoxError>, Future: Send> + Send,
+    D: DedupStore,
+{
+    async move {
+        let this = &*shared;
+        let Some(mut request) = this.request(&message).map_err(|failure| this.unclaimed(failure))? else {
+            this.meter.keyless();
+            return Box::pin(call(inner, message)).await;
+        };
+        this.register(&message);
+        let now = Instant::now();
+        let (asking, claim, sent) = 'granted: {
+            let asked = match this.registry.try_enter(&mut request, now) {
+                Some(ticket) => {
+                    let asking = Asking::new(ticket);
+                    let (reply, waited) = answered(message.scope(), this.store.claim(request)).await;
+                    let took = if waited { now.elapsed() } else { Duration::ZERO };
+                    this.meter.claim_answered(took);
+                    match reply {
+                        Ok(ClaimReply::Claimed(claim)) if !this.is_too_slow(took) => {
+                            break 'granted (asking, claim, now);
+                        }
+                        Ok(ClaimReply::Completed | ClaimReply::Superseded) => {
+                            asking.answered();
+                            return Ok(Outcome::Duplicate);
+                        }
+                        reply => Box::pin(this.ask_again(asking, reply, now, took, &message)).await?,
+                    }
+                }
+                None => Box::pin(this.join(request, &message)).await?,
+            };
+            match asked {
+                Asked::Granted(asking, claim, sent) => (asking, claim, sent),
+                Asked::Duplicate => return Ok(Outcome::Duplicate),
+                Asked::Unprotected => return Box::pin(call(inner, message)).await,
+            }
+        };
+        if claim.suspect {
+            this.meter.suspect();
+        }
+        if claim.crashes >= this.config.max_crashes {
+            return Err(this.given_up(asking.granted(claim, sent, false).0));
+        }
+        // Permits of layers between this one and the retry layer come before the place in the gate: a suspect that
+        // has the gate to itself must not wait for a permit whose holder waits for the gate.
+        let ready = poll_fn(|cx| Poll::Ready(inner.poll_ready(cx))).await.map_err(Failure::from_error);
+        let enter = matches!(ready, Poll::Ready(Ok(()))) && !claim.suspect;
+        let (held, inside) = asking.granted(claim, sent, enter);
+        let turn = match inside {
+            true => Turn::Come,
+            false => Box::pin(this.turn(&held, &mut inner, &message, ready)).await,
+        };
+        let failure = match turn {
+            Turn::Over(failure) => return Err(failure),
+            Turn::Failed(failure) => failure,
+            Turn::Come => {
+                let scope = message.scope().cloned();
+                let claim = held.claim();
+                if claim.attempts > 0 {
+                    message.count_retry();
+                }
+                let message = message
+                    .with_attempt(claim.attempts.saturating_add(1))
+                    .with_epoch(claim.epoch)
+                    .with_claim(held.handle());
+                let called = {
+                    let mut running = pin!(inner.call(message));
+                    let called = poll_fn(|cx| held.poll_run(running.as_mut(), cx)).await;
+                    called.map(|called| called.map(Into::into).map_err(Failure::from_error))
+                };
+                match called {
+                    Ok(Ok(outcome)) => {
+                        // The effect has happened: whatever becomes of the record, the handler must not run again.
+                        let resolution = resolution_of(outcome, &held);
+                        let recording = held.resolve(&this.store, resolution, this.config.retention);
+                        let (settled, _) = answered(scope.as_ref(), recording).await;
+                        this.recorded(settled);
+                        return Ok(outcome);
+                    }
+                    Ok(Err(failure)) => failure,
+                    Err(LostClaim) => return Err(this.lost(&held)),
+                }
+            }
+        };
+        Err(this.failed(held, failure))
+    }
+}
+
+impl<D: DedupStore> Shared<D> {
+    /// None for a message without a key, if such are handled.
+    fn request(&self, message: &Message) -> Result<Option<ClaimRequest>, Failure> {
+        let Some(key) = self.key_of(message)? else { return Ok(None) };
+        let config = &self.config;
+        Ok(Some(ClaimRequest {
+            key,
+            owner: Owner::default(),
+            fingerprint: config.fingerprint_of(message),
+            lease: config.lease,
+            grace: config.grace,
+            attempt: count_in(message, wire::RETRY_ATTEMPT).max(1),
+            redrive: count_in(message, wire::REDRIVE_COUNT),
+        }))
+    }
+
+    fn key_of(&self, message: &Message) -> Result<Option<StoreKey>, Failure> {
+        if let Some(defect) = message.defect() {
+            return Err(Failure::undecodable(defect.reason().to_owned()));
+        }
+        match self.config.key.of(message)? {
+            Some(key) => Ok(Some(StoreKey::new(self.config.consumer.clone(), key))),
+            None if self.config.missing_key == MissingKey::Process => Ok(None),
+            None => Err(Failure::of_kind(
+                FailureKind::NoKey,
+                format!("no idempotency key: {} is missing or empty", self.config.key),
+            )),
+        }
+    }
+
+    /// A failure for which no handler was called, or could have been.
+    fn unclaimed(&self, mut failure: Failure) -> Failure {
+        failure.set_attempts(u32::from(failure.kind() == FailureKind::Undecodable));
+        failure.set_consumer(self.config.consumer.clone());
+        failure
+    }
+
+    /// Too much of the lease is gone for the renewal task to find it in time.
+    fn is_too_slow(&self, took: Duration) -> bool {
+        took > self.config.lease * 2 / 5
+    }
+
+    /// Another message of this key is under way in this process: asks when that is done.
+    async fn join(&self, mut request: ClaimRequest, message: &Message) -> Result<Asked, Failure> {
+        let first = self.registry.enter(&mut request);
+        let ticket = message.wait_or_cancelled(first).await.ok_or_else(handed_back)?;
+        let asking = Asking::new(ticket);
+        let sent = Instant::now();
+        let (reply, _) = answered(message.scope(), self.store.claim(request)).await;
+        let took = sent.elapsed();
+        self.meter.claim_answered(took);
+        self.ask_again(asking, reply, sent, took, message).await
+    }
+
+    /// Goes on from the reply to what was asked at `sent`, and asks until there is an answer.
+    async fn ask_again(
+        &self,
+        mut asking: Asking,
+        mut reply: Result<ClaimReply, StoreError>,
+        mut sent: Instant,
+        mut took: Duration,
+        message: &Message,
+    ) -> Result<Asked, Failure> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let wait = match reply {
+                Ok(ClaimReply::Claimed(_)) if self.is_too_slow(took) => {
+                    tracing::warn!(?took, "dedup store is too slow for this lease: asking again");
+                    Duration::from_millis(1)
+                }
+                Ok(ClaimReply::Claimed(claim)) => return Ok(Asked::Granted(asking, claim, sent)),
+                Ok(ClaimReply::Completed | ClaimReply::Superseded) => {
+                    asking.answered();
+                    return Ok(Asked::Duplicate);
+                }
+                Ok(ClaimReply::Conflict) => {
+                    asking.answered();
+                    let failure = Failure::of_kind(
+                        FailureKind::Conflict,
+                        "this idempotency key was used for another payload",
+                    );
+                    return Err(self.unclaimed(failure));
+                }
+                Ok(ClaimReply::Busy { remaining }) => {
+                    self.meter.busy();
+                    asking.denied();
+                    busy_wait(remaining, tries)
+                }
+                Err(error) if self.config.on_outage == OnOutage::Bypass => {
+                    self.meter.bypassed();
+                    tracing::error!(error = %chain(&error), "dedup store is away: handling without protection");
+                    return Ok(Asked::Unprotected);
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "dedup store gave no answer: waiting for it");
+                    busy_wait(Duration::from_secs(1), tries)
+                }
+            };
+            let again = async {
+                poll_fn(|cx| self.store.poll_available(cx)).await;
+                sleep(wait).await;
+            };
+            message.wait_or_cancelled(again).await.ok_or_else(handed_back)?;
+            let Some(request) = asking.again() else { return Err(handed_back()) };
+            sent = Instant::now();
+            (reply, _) = answered(message.scope(), self.store.claim(request)).await;
+            took = sent.elapsed();
+            self.meter.claim_answered(took);
+        }
+    }
+
+    /// Waits until what is inside is ready, and then for a place in the gate.
+    async fn turn<S>(
+        &self,
+        held: &HeldClaim,
+        inner: &mut S,
+        message: &Message,
+        ready: Poll<Result<(), Failure>>,
+    ) -> Turn
+    where
+        S: Service<Message, Error: Into<BoxError>> + Send,
+    {
+        let ready = match ready {
+            Poll::Ready(ready) => Some(ready),
+            Poll::Pending => message.until_ready(inner).await,
+        };
+        match ready {
+            None => Turn::Over(handed_back()),
+            Some(Err(failure)) => Turn::Failed(failure),
+            Some(Ok(())) => match message.wait_or_cancelled(held.enter_gate()).await {
+                None => Turn::Over(handed_back()),
+                Some(Ok(())) => Turn::Come,
+                // Lost while the message waited for its turn: it is another one's to run.
+                Some(Err(LostClaim)) => Turn::Over(self.lost(held)),
+            },
+        }
+    }
+
+    /// The message killed too many processes: no further call.
+    fn given_up(&self, mut held: HeldClaim) -> Failure {
+        let claim = held.claim();
+        let (attempts, crashes) = (claim.attempts, claim.crashes);
+        let error = format!("process died {crashes} times while handling this message alone");
+        let mut failure = Failure::of_kind(FailureKind::Exhausted, error);
+        failure.set_attempts(attempts);
+        failure.set_consumer(self.config.consumer.clone());
+        held.failed(attempts);
+        failure.set_claim(held);
+        failure
+    }
+
+    fn failed(&self, mut held: HeldClaim, mut failure: Failure) -> Failure {
+        held.leave_gate();
+        // Dropping the claim hands it back with what had failed before.
+        if failure.is_cancelled() {
+            return failure;
+        }
+        let attempts = failure.attempts().unwrap_or_else(|| held.attempts().saturating_add(1));
+        failure.set_attempts(attempts);
+        failure.set_consumer(self.config.consumer.clone());
+        held.failed(attempts);
+        failure.set_claim(held);
+        failure
+    }
+
+    fn recorded(&self, (answer, key): Settled) {
+        match answer {
+            Ok(resolved) => {
+                self.meter.completed(resolved);
+                if resolved == Resolved::Overlapped {
+                    tracing::warn!(
+                        ?key,
+                        "another process had taken this key over: its handler may have run twice"
+                    );
+                }
+            }
+            Err(error) => {
+                tracing::error!(?key, error = %chain(&error), "completed, but the store could not record it");
+            }
+        }
+    }
+
+    fn lost(&self, held: &HeldClaim) -> Failure {
+        self.meter.lost();
+        tracing::warn!(key = ?held.claim().key, "claim ran out or was taken over: the handler was stopped");
+        Failure::cancelled("the claim ran out or was taken over while the handler ran")
+    }
+}
+
+async fn call<S>(mut service: S, message: Message) -> Result<Outcome, Failure>
+where
+    S: Service<Message, Response: Into<Outcome> + Send, Error: Into<BoxError>, Future: Send> + Send,
+{
+    message.until_ready(&mut service).await.ok_or_else(handed_back)??;
+    service.call(message).await.map(Into::into).map_err(Failure::from_error)
+}
+
+fn resolution_of(outcome: Outcome, held: &HeldClaim) -> Resolution {
+    match outcome {
+        Outcome::DeadLettered => Resolution::DeadLettered,
+        Outcome::Deferred => Resolution::Deferred { attempt: held.attempts().saturating_add(1) },
+        Outcome::Processed | Outcome::Duplicate => Resolution::Completed,
+    }
+}
+
+fn handed_back() -> Failure {
+    Failure::cancelled("shutdown or rebalance")
+}
+
+/// Asks again soon at first, then at growing intervals, and shortly after the lease has ended at the latest. The
+/// spread keeps competing processes apart.
+fn busy_wait(remaining: Duration, tries: u32) -> Duration {
+    let soon = Duration::from_millis(50).saturating_mul(1 << tries.min(10));
+    let spread = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
+    let wait = soon.min(remaining + Duration::from_millis(1));
+    wait + wait / 4 * spread / 255
+}
+
+/// A count in one of our own headers; what is no number counts as absent.
+fn count_in(message: &Message, header: &str) -> u32 {
+    message.headers().get_str(header).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+impl<S: Clone, D> Clone for Dedup<S, D> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<S: fmt::Debug, D> fmt::Debug for Dedup<S, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dedup").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}

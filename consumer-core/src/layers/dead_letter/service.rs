@@ -1,0 +1,273 @@
+//! The dead-letter layer at work on one message.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tower::Service;
+
+use super::{DeadLetterLayer, Reason, provenance};
+#[cfg(feature = "metrics")]
+use crate::layers::metrics::names;
+use crate::{
+    BoxError, Failure, Message, Outcome, Outgoing, PublishError, Publisher,
+    dedup::{HeldClaim, Resolution},
+    failure::chain,
+    message::wire,
+    scope::answered,
+};
+
+/// The service that [`DeadLetterLayer`] makes. It is ready when its inner service is, unless its target is away.
+pub struct DeadLetter<S, P> {
+    inner: S,
+    shared: Arc<Shared<P>>,
+}
+
+pub(super) struct Shared<P> {
+    pub(super) config: DeadLetterLayer<P>,
+    pub(super) target: Target,
+}
+
+impl<S, P> DeadLetter<S, P> {
+    pub(super) fn new(inner: S, shared: Arc<Shared<P>>) -> Self {
+        Self { inner, shared }
+    }
+}
+
+impl<S, P> Service<Message> for DeadLetter<S, P>
+where
+    S: Service<Message>,
+    S::Response: Into<Outcome>,
+    S::Error: Into<BoxError>,
+    P: Publisher,
+{
+    type Response = Outcome;
+    type Error = Failure;
+    type Future = ResponseFuture<S::Future, P>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        ready!(self.shared.target.poll_up(cx));
+        self.inner.poll_ready(cx).map_err(Failure::from_error)
+    }
+
+    fn call(&mut self, message: Message) -> Self::Future {
+        let state = State::Handling { inner: self.inner.call(message.clone()) };
+        ResponseFuture { state, shared: Some((self.shared.clone(), message)) }
+    }
+}
+
+pin_project! {
+    /// The future of [`DeadLetter`]. Without a failure it costs no allocation.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, P> {
+        #[pin]
+        state: State<F>,
+        shared: Option<(Arc<Shared<P>>, Message)>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F> {
+        Handling { #[pin] inner: F },
+        Publishing { publishing: Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + Send>> },
+    }
+}
+
+impl<F, R, E, P> Future for ResponseFuture<F, P>
+where
+    F: Future<Output = Result<R, E>>,
+    R: Into<Outcome>,
+    E: Into<BoxError>,
+    P: Publisher,
+{
+    type Output = Result<Outcome, Failure>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            match this.state.as_mut().project() {
+                StateProjection::Handling { inner } => match ready!(inner.poll(cx)) {
+                    Ok(response) => return Poll::Ready(Ok(response.into())),
+                    Err(error) => {
+                        let failure = Failure::from_error(error);
+                        let Some((shared, message)) = this.shared.take() else {
+                            return Poll::Ready(Err(failure));
+                        };
+                        if failure.is_cancelled() {
+                            return Poll::Ready(Err(failure));
+                        }
+                        let publishing = Box::pin(shared.set_aside(message, failure));
+                        this.state.set(State::Publishing { publishing });
+                    }
+                },
+                StateProjection::Publishing { publishing } => return publishing.as_mut().poll(cx),
+            }
+        }
+    }
+}
+
+impl<P: Publisher> Shared<P> {
+    /// Publishes the dead letter, then records it. The claim stays with this future until then: dropped before the
+    /// confirm, it is released as failed; dropped after it, the record is on its way.
+    async fn set_aside(self: Arc<Self>, message: Message, mut failure: Failure) -> Result<Outcome, Failure> {
+        let claim = failure.take_claim();
+        let outgoing = self.dead_letter(&message, &failure, claim.as_ref());
+        let target = outgoing.target().to_owned();
+        self.publish(outgoing, &message).await?;
+        tracing::warn!(
+            origin = %message.origin(),
+            target_name = %target,
+            reason = %Reason::of(&failure),
+            error = %failure.cause(),
+            "message was dead-lettered"
+        );
+        if let Some(claim) = claim {
+            let _ =
+                answered(message.scope(), claim.resolve_failure(Resolution::DeadLettered, Duration::ZERO))
+                    .await;
+        }
+        Ok(Outcome::DeadLettered)
+    }
+
+    fn dead_letter(&self, message: &Message, failure: &Failure, claim: Option<&HeldClaim>) -> Outgoing {
+        let target = failure.dead_letter_target().map_or_else(|| self.config.target.clone(), Arc::from);
+        let consumer = failure.consumer().or(self.config.consumer.as_ref()).map(|name| &**name);
+        let crashes = claim.map_or(0, |claim| claim.claim().crashes);
+        let headers = provenance::headers(message, failure, crashes, consumer, self.config.clock.now());
+        Outgoing::copy(target, message.clone()).remove_prefix(wire::DEAD_LETTER_PREFIX).set_all(&headers)
+    }
+
+    /// Repeats the publish until it is confirmed.
+    async fn publish(&self, mut outgoing: Outgoing, message: &Message) -> Result<(), Failure> {
+        let mut wait = self.config.first_wait;
+        let mut away = None;
+        loop {
+            let Err(error) = self.config.publisher.publish(outgoing.clone()).await else { return Ok(()) };
+            if error.is_too_large() {
+                if !outgoing.changes().contains(wire::DEAD_LETTER_ERROR) {
+                    drop(away);
+                    return Err(hold_unsendable(&outgoing, message, &error).await);
+                }
+                tracing::warn!(origin = %message.origin(), "dead letter is too large: leaving out its error text");
+                outgoing = outgoing.unset(wire::DEAD_LETTER_ERROR);
+                continue;
+            }
+            away.get_or_insert_with(|| self.target.away());
+            #[cfg(feature = "metrics")]
+            count(names::DEAD_LETTER_PUBLISH_FAILURES, &outgoing);
+            tracing::error!(
+                origin = %message.origin(),
+                target_name = outgoing.target(),
+                error = %chain(&error),
+                "dead letter could not be published: trying again"
+            );
+            let slept = message.wait_or_cancelled(tokio::time::sleep(wait)).await;
+            slept.ok_or_else(|| {
+                Failure::cancelled("handed back while its dead letter waited for the target")
+            })?;
+            wait = (wait * 2).min(self.config.longest_wait);
+        }
+    }
+}
+
+/// A dead letter that fits nowhere stays unsettled: losing it would be worse than holding it. The source goes on.
+async fn hold_unsendable(outgoing: &Outgoing, message: &Message, error: &PublishError) -> Failure {
+    tracing::error!(
+        origin = %message.origin(),
+        target_name = outgoing.target(),
+        error = %chain(error),
+        "dead letter is too large for its target even without its error text: the message stays unsettled; \
+         raise the target's limit and restart"
+    );
+    #[cfg(feature = "metrics")]
+    count(names::DEAD_LETTER_STUCK, outgoing);
+    let cancelled = message.cancellation().clone();
+    message.while_waiting(cancelled.cancelled()).await;
+    Failure::cancelled("handed back: its dead letter is too large for the target")
+}
+
+#[cfg(feature = "metrics")]
+fn count(name: &'static str, outgoing: &Outgoing) {
+    let consumer = outgoing.changes().get_str(wire::DEAD_LETTER_CONSUMER).unwrap_or_default().to_owned();
+    metrics::counter!(name, names::CONSUMER => consumer).increment(1);
+}
+
+/// What is known of the target: it is away while at least one publish to it is failing.
+#[derive(Default)]
+pub(super) struct Target(Arc<Failing>);
+
+#[derive(Default)]
+struct Failing {
+    /// Falls only with `waiting` locked, so that none who waits is forgotten.
+    publishes: AtomicUsize,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+/// One publish that is failing.
+struct Away(Arc<Failing>);
+
+impl Failing {
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Target {
+    fn poll_up(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.publishes.load(Ordering::Acquire) == 0 {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.0.waiting();
+        if self.0.publishes.load(Ordering::Acquire) == 0 {
+            return Poll::Ready(());
+        }
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn away(&self) -> Away {
+        self.0.publishes.fetch_add(1, Ordering::AcqRel);
+        Away(self.0.clone())
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting();
+        if self.0.publishes.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let waiting = mem::take(&mut *waiting);
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl<S: Clone, P> Clone for DeadLetter<S, P> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<S: fmt::Debug, P> fmt::Debug for DeadLetter<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadLetter").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<F, P> fmt::Debug for ResponseFuture<F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("dead_letter::ResponseFuture")
+    }
+}

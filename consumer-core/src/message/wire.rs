@@ -1,0 +1,74 @@
+//! The names of headers on the wire. They are public and stable: other languages read and write them.
+//!
+//! Names are lower case, values UTF-8, times RFC 3339 in UTC with milliseconds.
+
+use std::time::SystemTime;
+
+/// The idempotency key a publisher stamps.
+pub const MESSAGE_ID: &str = "message-id";
+/// The message key on brokers that have none of their own.
+pub const MESSAGE_KEY: &str = "message-key";
+/// W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+/// W3C trace state.
+pub const TRACESTATE: &str = "tracestate";
+
+/// What all headers of a dead letter start with.
+pub const DEAD_LETTER_PREFIX: &str = "dead-letter-";
+/// Why: `permanent`, `undecodable`, `attempts-exhausted`, `conflict` or `no-key`.
+pub const DEAD_LETTER_REASON: &str = "dead-letter-reason";
+/// The error chain, outermost first, cut at 4 KiB.
+pub const DEAD_LETTER_ERROR: &str = "dead-letter-error";
+/// Failed calls known, plus crashes counted alone.
+pub const DEAD_LETTER_ATTEMPTS: &str = "dead-letter-attempts";
+/// The consumer that set the message aside.
+pub const DEAD_LETTER_CONSUMER: &str = "dead-letter-consumer";
+/// When the message failed first.
+pub const DEAD_LETTER_FIRST_FAILED_AT: &str = "dead-letter-first-failed-at";
+/// When it failed last.
+pub const DEAD_LETTER_LAST_FAILED_AT: &str = "dead-letter-last-failed-at";
+/// What of the original could not be carried over.
+pub const DEAD_LETTER_DROPPED: &str = "dead-letter-dropped";
+
+/// What all headers of a delayed copy start with.
+pub const RETRY_PREFIX: &str = "retry-";
+/// The attempt that comes next, 1-based.
+pub const RETRY_ATTEMPT: &str = "retry-attempt";
+/// Not before this time.
+pub const RETRY_NOT_BEFORE: &str = "retry-not-before";
+/// When the message failed first.
+pub const RETRY_FIRST_FAILED_AT: &str = "retry-first-failed-at";
+
+/// What the origin of a redriven message starts with.
+pub const REDRIVE_PREFIX: &str = "redrive-";
+/// How often the message was redriven.
+pub const REDRIVE_COUNT: &str = "redrive-count";
+/// When it was redriven last.
+pub const REDRIVEN_AT: &str = "redriven-at";
+
+/// Writes a time as RFC 3339 in UTC with milliseconds.
+pub fn format_time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// Reads a time as [`format_time`] writes it.
+///
+/// # Errors
+/// With the reason in words when the text is no RFC 3339 time in UTC.
+pub fn parse_time(text: &str) -> Result<SystemTime, String> {
+    humantime::parse_rfc3339(text).map_err(|error| format!("not an RFC 3339 time in UTC: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_have_milliseconds_and_round_trip() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_042);
+        assert_eq!(format_time(at), "2023-11-14T22:13:20.042Z");
+        assert_eq!(parse_time(&format_time(at)), Ok(at));
+        assert!(parse_time("yesterday").is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! Assignments that end.
+
+use std::pin::pin;
+
+use super::{
+    scripted::{Script, Step},
+    *,
+};
+use crate::{Event, Settlement, Tag};
+
+fn closing(scope: u64, within: Duration) -> Step {
+    Step::Event(Event::Closing { scope, within })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_in_a_closing_scope_may_finish_in_time_and_is_dropped_after_it() {
+    for lanes in [None, Some(2)] {
+        let script = Script::default();
+        let stack = handle(|message| async move {
+            sleep(number(&message) as u32 * SECOND).await;
+            Ok(())
+        });
+        let mut consumer = Consumer::new(script.clone(), stack);
+        if let Some(lanes) = lanes {
+            consumer = consumer.lanes(lanes);
+        }
+        let run = Run::start(consumer);
+        script.deliver(1, 5);
+        script.deliver(1, 50);
+        script.deliver(2, 30);
+        sleep(SECOND).await;
+        script.then(closing(1, 10 * SECOND));
+        sleep(9 * SECOND).await;
+        assert_eq!(script.settled(), [(Tag { scope: 1, seq: 5 }, Settlement::Ack)]);
+        assert!(script.released().is_empty());
+        sleep(2 * SECOND).await;
+        assert_eq!(script.settled()[1], (Tag { scope: 1, seq: 50 }, Settlement::Nack));
+        assert_eq!(script.released(), [1]);
+        sleep(30 * SECOND).await;
+        assert_eq!(
+            script.settled()[2],
+            (Tag { scope: 2, seq: 30 }, Settlement::Ack),
+            "another scope goes on"
+        );
+        let report = run.stopped().await;
+        assert_eq!((report.processed, report.returned), (2, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_that_is_gone_is_dropped_at_once() {
+    let script = Script::default();
+    let concurrency = Concurrency::default();
+    let stack = handle({
+        let seen = concurrency.clone();
+        move |_| {
+            let running = seen.enter();
+            async move {
+                let _running = running;
+                std::future::pending().await
+            }
+        }
+    });
+    let run = Run::start(Consumer::new(script.clone(), stack));
+    script.deliver(1, 1);
+    sleep(SECOND).await;
+    assert_eq!(concurrency.now.load(SeqCst), 1);
+    script.then(closing(1, Duration::ZERO));
+    sleep(SECOND / 10).await;
+    assert_eq!(concurrency.now.load(SeqCst), 0, "the handler is dropped");
+    assert_eq!(script.released(), [1]);
+    assert_eq!(run.stopped().await.returned, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_of_which_nothing_is_held_is_released_at_once() {
+    let script = Script::default();
+    let run = Run::start(Consumer::new(script.clone(), handle(|_| async { Ok(()) })));
+    script.deliver(1, 1);
+    sleep(SECOND).await;
+    script.then(closing(1, 10 * SECOND));
+    script.then(closing(7, 10 * SECOND));
+    sleep(SECOND / 10).await;
+    assert_eq!(script.released(), [1, 7]);
+    assert_eq!(run.stopped().await.processed, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoke_is_seen_by_a_full_consumer() {
+    let script = Script::default();
+    let stack = handle(|message| async move {
+        message.cancellation().cancelled().await;
+        Err(Failure::cancelled("asked to"))
+    });
+    let run = Run::start(Consumer::new(script.clone(), stack).max_in_flight(1));
+    script.deliver(1, 1);
+    sleep(SECOND).await;
+    script.then(closing(1, 10 * SECOND));
+    sleep(SECOND / 10).await;
+    assert_eq!(script.settled(), [(Tag { scope: 1, seq: 1 }, Settlement::Nack)]);
+    assert_eq!(run.stopped().await.returned, 1);
+}
+
+/// A busy partition must not keep the runtime from ending another one in time: its new owner would run the same
+/// messages beside us.
+#[tokio::test(start_paused = true)]
+async fn a_busy_source_does_not_put_off_the_end_of_a_scope() {
+    let script = Script::default();
+    let concurrency = Concurrency::default();
+    let stack = handle({
+        let seen = concurrency.clone();
+        move |message| {
+            let running = (number(&message) == 0).then(|| seen.enter());
+            async move {
+                if running.is_some() {
+                    std::future::pending::<()>().await;
+                }
+                Ok(())
+            }
+        }
+    });
+    let run = Run::start(Consumer::new(script.clone(), stack));
+    script.deliver(1, 0);
+    sleep(SECOND).await;
+    assert_eq!(concurrency.now.load(SeqCst), 1);
+    script.then(closing(1, Duration::ZERO));
+    script.endless(2);
+    // The clock stands still as long as the source is busy, so count turns instead.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(script.released(), [1]);
+    assert_eq!(concurrency.now.load(SeqCst), 0);
+    let mut stopped = pin!(run.stopped());
+    assert_eq!(stopped.as_mut().await.returned, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_error_of_a_source_ends_the_run_after_a_drain_and_brings_the_report() {
+    let script = Script::default();
+    let stack = handle(|_| async {
+        sleep(5 * SECOND).await;
+        Ok(())
+    });
+    let run = Run::start(Consumer::new(script.clone(), stack));
+    script.deliver(1, 1);
+    sleep(SECOND).await;
+    script.then(Step::Error("the topic is gone"));
+    let error = run.task.await.unwrap().unwrap_err();
+    balanced(error.report());
+    assert_eq!(error.report().processed, 1);
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the topic is gone");
+    assert!(script.is_closed());
+}

@@ -1,0 +1,117 @@
+//! A source that does what a test says, beyond what the in-memory broker can be made to do.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+};
+
+use crate::{Delivery, Event, Message, Settlement, Source, SourceError, Tag};
+
+/// What the source is told, and what it was told by the runtime. Clones share both.
+#[derive(Clone, Default)]
+pub(super) struct Script(Arc<Mutex<Content>>);
+
+#[derive(Default)]
+struct Content {
+    steps: VecDeque<Step>,
+    /// Delivers without end in this scope, as a busy partition does.
+    endless: Option<(u64, u64)>,
+    settled: Vec<(Tag, Settlement)>,
+    released: Vec<u64>,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+pub(super) enum Step {
+    Deliver(Tag),
+    Event(Event),
+    Error(&'static str),
+}
+
+impl Script {
+    pub(super) fn then(&self, step: Step) {
+        let mut content = self.0.lock().unwrap();
+        content.steps.push_back(step);
+        if let Some(waker) = content.waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn deliver(&self, scope: u64, seq: u64) {
+        self.then(Step::Deliver(Tag { scope, seq }));
+    }
+
+    pub(super) fn endless(&self, scope: u64) {
+        let mut content = self.0.lock().unwrap();
+        content.endless = Some((scope, 0));
+        if let Some(waker) = content.waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn settled(&self) -> Vec<(Tag, Settlement)> {
+        self.0.lock().unwrap().settled.clone()
+    }
+
+    pub(super) fn released(&self) -> Vec<u64> {
+        self.0.lock().unwrap().released.clone()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.lock().unwrap().closed
+    }
+}
+
+impl Source for Script {
+    fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<Event, SourceError>> {
+        let mut content = self.0.lock().unwrap();
+        let message = |tag: Tag| Message::builder().payload(tag.seq.to_string()).key("k").build();
+        match content.steps.front() {
+            Some(Step::Deliver(_)) if room == 0 => {}
+            Some(_) => {
+                return Poll::Ready(match content.steps.pop_front() {
+                    Some(Step::Deliver(tag)) => {
+                        out.push(Delivery { tag, message: message(tag) });
+                        Ok(Event::Delivered)
+                    }
+                    Some(Step::Event(event)) => Ok(event),
+                    Some(Step::Error(error)) => Err(SourceError::new(error)),
+                    None => Ok(Event::End),
+                });
+            }
+            None => {
+                if let Some((scope, seq)) = content.endless.as_mut().filter(|_| room > 0) {
+                    *seq += 1;
+                    let tag = Tag { scope: *scope, seq: *seq };
+                    out.push(Delivery { tag, message: message(tag) });
+                    return Poll::Ready(Ok(Event::Delivered));
+                }
+            }
+        }
+        content.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn settle(&mut self, tag: Tag, how: Settlement) {
+        self.0.lock().unwrap().settled.push((tag, how));
+    }
+
+    fn release(&mut self, scope: u64) {
+        self.0.lock().unwrap().released.push(scope);
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
+        self.0.lock().unwrap().closed = true;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,244 @@
+//! What a delivery shares with the others of its assignment and of its consumer.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use crate::{
+    BoxError, Failure, Message,
+    dedup::{DedupStore, DynStore},
+};
+
+/// One assignment of a source: cancelled when its deliveries should be handed back.
+pub(crate) struct Scope {
+    token: CancellationToken,
+    run: Arc<Run>,
+    /// Set when what still runs in the scope has to be dropped.
+    over: AtomicBool,
+}
+
+/// One run of a consumer.
+pub(crate) struct Run {
+    id: u64,
+    waiting: AtomicUsize,
+    retried: AtomicU64,
+    stores: Mutex<Vec<DynStore>>,
+}
+
+pub(crate) fn never() -> &'static CancellationToken {
+    static NEVER: OnceLock<CancellationToken> = OnceLock::new();
+    NEVER.get_or_init(CancellationToken::new)
+}
+
+impl Scope {
+    pub(crate) fn new(token: CancellationToken, run: Arc<Run>) -> Self {
+        Self { token, run, over: AtomicBool::new(false) }
+    }
+
+    /// A scope without a runtime around it.
+    pub(crate) fn detached(token: CancellationToken) -> Self {
+        Self::new(token, Run::new())
+    }
+
+    pub(crate) fn with_token(&self, token: CancellationToken) -> Self {
+        Self::new(token, self.run.clone())
+    }
+
+    pub(crate) fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn run(&self) -> &Arc<Run> {
+        &self.run
+    }
+}
+
+impl Run {
+    pub(crate) fn new() -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            waiting: AtomicUsize::new(0),
+            retried: AtomicU64::new(0),
+            stores: Mutex::default(),
+        })
+    }
+
+    /// Unique in the process, never 0.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// How many deliveries are held without executing.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// A call after the first of its message begins.
+    pub(crate) fn count_retry(&self) {
+        self.retried.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Calls after the first of their message.
+    pub(crate) fn retried(&self) -> u64 {
+        self.retried.load(Ordering::Relaxed)
+    }
+
+    /// A layer's store, to be flushed when the run ends.
+    pub(crate) fn register_store(&self, store: DynStore) {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        // A stack that two runs share registers whenever the run changes from one message to the next.
+        if !stores.iter().any(|known| known.is(&store)) {
+            stores.push(store);
+        }
+    }
+
+    /// Waits, within `limit`, until every store that was used has answered what was enqueued.
+    pub(crate) async fn flush_stores(&self, limit: Duration) -> bool {
+        let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = async {
+            for store in stores {
+                if let Err(error) = store.flush().await {
+                    tracing::error!(error = %crate::failure::chain(&error), "the dedup store could not be flushed");
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(limit, all).await.unwrap_or(false)
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Counts a delivery as waiting until dropped.
+pub(crate) struct Waiting(Option<Arc<Scope>>);
+
+impl Waiting {
+    pub(crate) fn of(message: &Message) -> Self {
+        Self::within(message.scope())
+    }
+
+    fn within(scope: Option<&Arc<Scope>>) -> Self {
+        if let Some(scope) = scope {
+            scope.run.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(scope.cloned())
+    }
+}
+
+/// Awaits a backend for a delivery of `scope`, which counts as waiting meanwhile: an outage is no wedged handler.
+/// Tells as well whether the answer had to be waited for.
+pub(crate) fn answered<F: Future>(scope: Option<&Arc<Scope>>, answer: F) -> Answered<'_, F> {
+    Answered { answer, scope, waiting: None }
+}
+
+pin_project! {
+    /// The future of [`answered`]; written by hand, since it lies in the future of every message.
+    pub(crate) struct Answered<'a, F> {
+        #[pin]
+        answer: F,
+        scope: Option<&'a Arc<Scope>>,
+        waiting: Option<Waiting>,
+    }
+}
+
+impl<F: Future> Future for Answered<'_, F> {
+    type Output = (F::Output, bool);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match this.answer.poll(cx) {
+            Poll::Ready(output) => Poll::Ready((output, this.waiting.take().is_some())),
+            Poll::Pending => {
+                this.waiting.get_or_insert_with(|| Waiting::within(*this.scope));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(scope) = &self.0 {
+            scope.run.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Message {
+    /// Counts a call after the first for the run's report.
+    pub(crate) fn count_retry(&self) {
+        if let Some(scope) = self.scope() {
+            scope.run.count_retry();
+        }
+    }
+
+    /// For layers that wait (a backoff, a rate): awaits `wait` without counting the message as executing.
+    ///
+    /// While it waits, another message that has to run alone may run; the future resolves once this one may go on.
+    /// Use it inside the dedup layer as well as outside; never while holding a permit taken inside the retry layer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `wait`; the message stays held.
+    pub async fn while_waiting<F: Future>(&self, wait: F) -> F::Output {
+        let waiting = Waiting::of(self);
+        if let Some(claim) = self.claim() {
+            claim.leave_gate().await;
+        }
+        let output = wait.await;
+        if let Some(claim) = self.claim() {
+            claim.enter_gate().await;
+        }
+        drop(waiting);
+        output
+    }
+
+    /// Like [`while_waiting`](Self::while_waiting), given up when the message is cancelled: then `None`, and the
+    /// message has to be handed back, for it has no place among those that execute.
+    pub async fn wait_or_cancelled<F: Future>(&self, wait: F) -> Option<F::Output> {
+        let token = self.cancellation().clone();
+        tokio::select! {
+            biased;
+            () = token.cancelled() => None,
+            output = self.while_waiting(wait) => Some(output),
+        }
+    }
+
+    /// Makes a service ready; while that takes time, the message waits instead of executing. `None` when it was
+    /// cancelled meanwhile.
+    pub(crate) async fn until_ready<S>(&self, service: &mut S) -> Option<Result<(), Failure>>
+    where
+        S: Service<Message, Error: Into<BoxError>>,
+    {
+        let mut poll = |cx: &mut Context<'_>| service.poll_ready(cx).map_err(Failure::from_error);
+        match poll_fn(|cx| Poll::Ready(poll(cx))).await {
+            Poll::Ready(ready) => Some(ready),
+            Poll::Pending => self.wait_or_cancelled(poll_fn(poll)).await,
+        }
+    }
+}

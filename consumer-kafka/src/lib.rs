@@ -1,0 +1,45 @@
+//! Kafka for `consumer-core`: a source, a publisher and a small administration client, on librdkafka.
+//!
+//! - [`KafkaSource`] consumes topics as a member of a group. An offset is committed when everything delivered below it
+//!   was acked; what was not is delivered again.
+//! - [`KafkaPublisher`] publishes with `acks=all` and idempotence; a publish is done when the broker has confirmed it.
+//! - [`KafkaAdmin`] creates topics and looks at them.
+//!
+//! Types of the driver are in no signature here. Features: `tls` (default; the system's OpenSSL), `tls-vendored`,
+//! `gssapi`.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use consumer_kafka::{KafkaSource, StartPosition};
+//!
+//! let source = KafkaSource::builder("localhost:9092")
+//!     .group("order-mails")
+//!     .topic("orders.placed")
+//!     .start(StartPosition::Earliest)
+//!     .build()?;
+//! let dead_letters = source.publisher()?; // the same connection settings
+//! # Ok(()) }
+//! ```
+
+mod admin;
+mod builder;
+mod commit;
+mod config;
+mod convert;
+mod error;
+mod partition;
+mod publisher;
+mod rebalance;
+mod shared;
+mod source;
+mod start;
+mod thread;
+mod tracker;
+mod trouble;
+mod url;
+
+pub use admin::KafkaAdmin;
+pub use builder::{GroupProtocol, KafkaSourceBuilder, StartPosition};
+pub use error::KafkaError;
+pub use publisher::{KafkaPublisher, KafkaPublisherBuilder};
+pub use source::KafkaSource;

@@ -1,0 +1,217 @@
+//! One assignment of one partition, as the source and its thread share it, and the thread's view of all of them.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+};
+
+use rdkafka::{Offset, TopicPartitionList};
+
+/// An assignment of a partition: assigned again, it is another one with another scope.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) scope: u64,
+    pub(crate) topic: Arc<str>,
+    pub(crate) id: i32,
+    progress: Mutex<Progress>,
+    released: AtomicBool,
+    /// The offset behind the newest message, from the statistics; negative when unknown.
+    pub(crate) end: AtomicI64,
+    /// Where consuming began; negative when unknown.
+    pub(crate) begin: AtomicI64,
+}
+
+/// How far an assignment has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Progress {
+    /// The offset to commit, if anything is to be.
+    pub(crate) next: Option<u64>,
+    /// How many messages lie below it.
+    pub(crate) settled: u64,
+}
+
+impl Partition {
+    pub(crate) fn new(topic: Arc<str>, id: i32, start: Option<u64>) -> Arc<Self> {
+        // 0 is left out so that a forgotten scope is not taken for a real one.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            scope: NEXT.fetch_add(1, Ordering::Relaxed),
+            topic,
+            id,
+            progress: Mutex::new(Progress { next: start, settled: 0 }),
+            released: AtomicBool::new(false),
+            end: AtomicI64::new(-1),
+            begin: AtomicI64::new(-1),
+        })
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn advance(&self, to: Progress) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+
+    pub(crate) fn release(&self) {
+        self.released.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+}
+
+/// What the thread knows of the partitions it has.
+#[derive(Debug, Default)]
+pub(crate) struct Assignment {
+    slots: Vec<Slot>,
+    /// Messages come in runs of one partition.
+    last: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) partition: Arc<Partition>,
+    /// Messages taken from the driver.
+    pub(crate) taken: u64,
+    pub(crate) last_offset: Option<u64>,
+    pub(crate) committed: Progress,
+    /// Paused since too much is uncommitted.
+    pub(crate) paused: bool,
+}
+
+impl Slot {
+    fn new(partition: Arc<Partition>) -> Self {
+        Self { partition, taken: 0, last_offset: None, committed: Progress::default(), paused: false }
+    }
+
+    pub(crate) fn uncommitted(&self) -> u64 {
+        self.taken.saturating_sub(self.committed.settled)
+    }
+}
+
+/// Offsets on their way to the broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Commit {
+    pub(crate) entries: Vec<(Arc<Partition>, Progress)>,
+}
+
+impl Commit {
+    pub(crate) fn list(&self) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(self.entries.len());
+        for (partition, progress) in &self.entries {
+            let offset = progress.next.and_then(|next| i64::try_from(next).ok()).unwrap_or_default();
+            // An offset that is not negative is representable.
+            let _ = list.add_partition_offset(&partition.topic, partition.id, Offset::Offset(offset));
+        }
+        list
+    }
+}
+
+impl Assignment {
+    pub(crate) fn add(&mut self, partition: Arc<Partition>) {
+        self.slots
+            .retain(|slot| slot.partition.id != partition.id || slot.partition.topic != partition.topic);
+        self.slots.push(Slot::new(partition));
+        self.last = 0;
+    }
+
+    pub(crate) fn find(&mut self, topic: &str, id: i32) -> Option<&mut Slot> {
+        let is = |slot: &Slot| slot.partition.id == id && &*slot.partition.topic == topic;
+        if !self.slots.get(self.last).is_some_and(is) {
+            self.last = self.slots.iter().position(is)?;
+        }
+        self.slots.get_mut(self.last)
+    }
+
+    pub(crate) fn remove(&mut self, topic: &str, id: i32) -> Option<Slot> {
+        self.find(topic, id)?;
+        let slot = self.slots.swap_remove(self.last);
+        self.last = 0;
+        Some(slot)
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    pub(crate) fn slots_mut(&mut self) -> &mut [Slot] {
+        &mut self.slots
+    }
+
+    /// What can be committed now and is not.
+    pub(crate) fn to_commit(&self) -> Option<Commit> {
+        let entries: Vec<_> = self
+            .slots
+            .iter()
+            .map(|slot| (slot, slot.partition.progress()))
+            .filter(|(slot, progress)| progress.next.is_some() && progress.next != slot.committed.next)
+            .map(|(slot, progress)| (slot.partition.clone(), progress))
+            .collect();
+        (!entries.is_empty()).then_some(Commit { entries })
+    }
+
+    /// The broker has taken the commit. Assignments that have ended meanwhile are not concerned.
+    pub(crate) fn committed(&mut self, commit: &Commit) {
+        for (partition, progress) in &commit.entries {
+            if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition.scope == partition.scope) {
+                slot.committed = *progress;
+            }
+        }
+    }
+
+    /// The partitions for which `which` holds.
+    pub(crate) fn list(&self, which: impl Fn(&Slot) -> bool) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for slot in self.slots.iter().filter(|slot| which(slot)) {
+            list.add_partition(&slot.partition.topic, slot.partition.id);
+        }
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment() -> (Assignment, Arc<Partition>) {
+        let mut assignment = Assignment::default();
+        let partition = Partition::new("t".into(), 0, None);
+        assignment.add(partition.clone());
+        (assignment, partition)
+    }
+
+    #[test]
+    fn nothing_is_committed_twice() {
+        let (mut assignment, partition) = assignment();
+        assert!(assignment.to_commit().is_none());
+        partition.advance(Progress { next: Some(7), settled: 7 });
+        let commit = assignment.to_commit().unwrap();
+        assignment.committed(&commit);
+        assert!(assignment.to_commit().is_none());
+    }
+
+    #[test]
+    fn fm14_the_answer_to_a_commit_of_an_old_assignment_changes_nothing() {
+        let (mut assignment, old) = assignment();
+        old.advance(Progress { next: Some(7), settled: 7 });
+        let commit = assignment.to_commit().unwrap();
+        assignment.remove("t", 0).unwrap();
+        let new = Partition::new("t".into(), 0, None);
+        assert_ne!(new.scope, old.scope);
+        assignment.add(new.clone());
+        assignment.committed(&commit);
+        assert_eq!(assignment.find("t", 0).unwrap().committed, Progress::default());
+        old.advance(Progress { next: Some(9), settled: 9 });
+        assert!(assignment.to_commit().is_none());
+    }
+
+    #[test]
+    fn a_start_position_is_committed_before_anything_is_consumed() {
+        let mut assignment = Assignment::default();
+        assignment.add(Partition::new("t".into(), 3, Some(42)));
+        let commit = assignment.to_commit().unwrap();
+        assert_eq!(commit.list().find_partition("t", 3).unwrap().offset(), Offset::Offset(42));
+    }
+}

@@ -1,0 +1,215 @@
+//! Handing messages to the driver, in order, and its answers.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use consumer_core::{Headers, Outgoing, PublishError};
+use rdkafka::{
+    ClientContext,
+    config::RDKafkaLogLevel,
+    error::{KafkaError as DriverError, RDKafkaErrorCode as Code},
+    message::{DeliveryResult, Header, Message as _, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, NoCustomPartitioner, ProducerContext},
+};
+use tokio::sync::oneshot;
+
+use crate::trouble::{self, Trouble};
+
+/// Messages that wait for room in the driver's queue, at most.
+const WAITING: usize = 10_000;
+
+pub(super) struct Pending {
+    pub(super) outgoing: Outgoing,
+    pub(super) answer: oneshot::Sender<Result<(), PublishError>>,
+}
+
+/// A message that is with the driver.
+pub(super) struct Sent {
+    target: Arc<str>,
+    answer: oneshot::Sender<Result<(), PublishError>>,
+}
+
+pub(super) struct Reports {
+    brokers: String,
+    trouble: Trouble,
+    producer: OnceLock<Weak<BaseProducer<Self>>>,
+    /// Waits for room in the driver's queue: as long as anything does, everything queues up behind it.
+    waiting: Mutex<VecDeque<Pending>>,
+    count: AtomicUsize,
+}
+
+impl Reports {
+    pub(super) fn new(brokers: &str) -> Self {
+        Self {
+            brokers: brokers.to_owned(),
+            trouble: Trouble::default(),
+            producer: OnceLock::new(),
+            waiting: Mutex::default(),
+            count: AtomicUsize::new(0),
+        }
+    }
+
+    /// A delivery report makes room, and what waits is sent from there.
+    pub(super) fn attach(&self, producer: &Arc<BaseProducer<Self>>) {
+        // Called once, when the publisher is built.
+        let _ = self.producer.set(Arc::downgrade(producer));
+    }
+
+    pub(super) fn has_waiting(&self) -> bool {
+        self.count.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn publish(&self, producer: &BaseProducer<Self>, pending: Pending) {
+        if !self.has_waiting() {
+            match self.send(producer, pending) {
+                Ok(()) => return,
+                Err(pending) => self.wait(pending),
+            }
+        } else {
+            self.wait(pending);
+        }
+        // The report that would have made room may have come before this message began to wait.
+        self.send_waiting(producer);
+    }
+
+    fn wait(&self, pending: Pending) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= WAITING {
+            let message = format!(
+                "kafka at {} does not keep up: the queue of the publisher is full (topic {})",
+                self.brokers,
+                pending.outgoing.target()
+            );
+            let _ = pending.answer.send(Err(PublishError::unavailable(message)));
+            return;
+        }
+        waiting.push_back(pending);
+        self.count.store(waiting.len(), Ordering::SeqCst);
+    }
+
+    fn send_waiting(&self, producer: &BaseProducer<Self>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(pending) = waiting.pop_front() {
+            if let Err(pending) = self.send(producer, pending) {
+                waiting.push_front(pending);
+                break;
+            }
+        }
+        self.count.store(waiting.len(), Ordering::SeqCst);
+    }
+
+    /// Gives the message back when the driver's queue is full.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the error is the message itself, and goes no further than the caller"
+    )]
+    fn send(&self, producer: &BaseProducer<Self>, pending: Pending) -> Result<(), Pending> {
+        let Pending { outgoing, answer } = pending;
+        let message = outgoing.message();
+        let sent = Box::new(Sent { target: outgoing.target().into(), answer });
+        let mut record: BaseRecord<'_, [u8], [u8], Box<Sent>> =
+            BaseRecord::with_opaque_to(outgoing.target(), sent).headers(headers(&outgoing.headers()));
+        if !message.is_tombstone() {
+            record = record.payload(message.payload());
+        }
+        if let Some(key) = message.key() {
+            record = record.key(key);
+        }
+        match producer.send(record) {
+            Ok(()) => Ok(()),
+            Err((DriverError::MessageProduction(Code::QueueFull), record)) => {
+                let answer = record.delivery_opaque.answer;
+                Err(Pending { outgoing, answer })
+            }
+            Err((error, record)) => {
+                let Sent { target, answer } = *record.delivery_opaque;
+                let _ = answer.send(Err(self.failure(&error, &target, None)));
+                Ok(())
+            }
+        }
+    }
+
+    fn failure(&self, error: &DriverError, target: &str, partition: Option<i32>) -> PublishError {
+        let partition = partition.filter(|p| *p >= 0).map_or(String::new(), |p| format!("/{p}"));
+        let brokers = &self.brokers;
+        let place = format!("{target}{partition} at kafka {brokers}");
+        match error.rdkafka_error_code() {
+            Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition) => {
+                PublishError::unroutable(format!("the topic `{target}` does not exist at kafka {brokers}"))
+            }
+            Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge) => {
+                PublishError::too_large(format!("the message is too large for {place}: {error}"))
+            }
+            Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => {
+                PublishError::refused(format!("this user may not write to {place}"))
+            }
+            Some(Code::MessageTimedOut | Code::QueueFull) | None => {
+                let why = self.trouble.explain(brokers, &format!("publishing to {target}{partition}"), error);
+                if why.is_authentication() {
+                    PublishError::refused(why.to_string())
+                } else {
+                    PublishError::unavailable(why.to_string())
+                }
+            }
+            Some(
+                Code::InvalidTopic
+                | Code::InvalidRecord
+                | Code::InvalidMessage
+                | Code::PolicyViolation
+                | Code::InvalidArgument
+                | Code::InvalidTimestamp
+                | Code::UnsupportedForMessageFormat,
+            ) => PublishError::refused(format!("kafka refused the message for {place}: {error}")),
+            Some(_) => {
+                PublishError::unavailable(format!("the message was not confirmed by {place}: {error}"))
+            }
+        }
+    }
+}
+
+fn headers(from: &Headers) -> OwnedHeaders {
+    from.iter().fold(OwnedHeaders::new_with_capacity(from.len()), |headers, (key, value)| {
+        headers.insert(Header { key, value: value.map(|value| &value[..]) })
+    })
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        trouble::log(level, facility, line);
+    }
+
+    fn error(&self, error: DriverError, reason: &str) {
+        self.trouble.record(&error, reason);
+        if error.rdkafka_error_code() == Some(Code::AllBrokersDown) {
+            tracing::warn!(brokers = self.brokers, reason, "kafka is not reachable for the publisher");
+        }
+        tracing::debug!(%error, reason, "kafka publisher error");
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Reports {
+    type DeliveryOpaque = Box<Sent>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Self::DeliveryOpaque) {
+        let Sent { target, answer } = *sent;
+        let outcome = match result {
+            Ok(_) => {
+                self.trouble.clear();
+                Ok(())
+            }
+            Err((error, message)) => Err(self.failure(error, &target, Some(message.partition()))),
+        };
+        // Whoever dropped the future does not want to know.
+        let _ = answer.send(outcome);
+        if self.has_waiting()
+            && let Some(producer) = self.producer.get().and_then(Weak::upgrade)
+        {
+            self.send_waiting(&producer);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The publisher: many messages in flight, each done when the broker has confirmed it.
+
+mod context;
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use consumer_core::{Outgoing, PublishError, Publisher};
+use rdkafka::{
+    producer::{BaseProducer, Producer},
+    types::RDKafkaType,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    config::{Connection, PUBLISHER_DEFAULTS, PUBLISHER_FIXED, refused_for_publisher, validate},
+    error::KafkaError,
+    url,
+};
+use context::{Pending, Reports};
+
+/// How long messages that are not confirmed may still go out after the last clone is gone.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Publishes with `acks=all`, idempotence and the Java client's partitioner (`murmur2_random`). Made by
+/// [`KafkaPublisher::builder`], [`KafkaPublisher::from_url`] or [`KafkaSource::publisher`](crate::KafkaSource::publisher).
+///
+/// A publish is done when every in-sync replica has the message, and fails when that has not happened within
+/// `delivery.timeout.ms` (30 s by default); it may have been stored all the same. Topics are never created by
+/// publishing: an unknown one fails as unroutable. Messages to one partition keep the order of the calls.
+///
+/// Clones share one connection. When the last one is dropped, what is not confirmed yet may go out for 10 s more.
+#[derive(Clone)]
+pub struct KafkaPublisher {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    connection: Connection,
+    producer: Arc<BaseProducer<Reports>>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Options of a [`KafkaPublisher`].
+#[derive(Clone)]
+#[must_use]
+pub struct KafkaPublisherBuilder {
+    connection: Result<Connection, String>,
+}
+
+impl KafkaPublisherBuilder {
+    /// Passes a librdkafka property through. Those that correctness rests on are refused when built, with the reason.
+    ///
+    /// Often wanted: `delivery.timeout.ms` (default 30000), `linger.ms` (2), `compression.type` (none).
+    pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        if let Ok(connection) = &mut self.connection {
+            connection.put(name, value);
+        }
+        self
+    }
+
+    /// Checks the configuration and starts the publisher; it connects in the background.
+    ///
+    /// # Errors
+    /// A [`KafkaError`] with `is_config()` when brokers are missing or malformed, or a property is refused.
+    pub fn build(self) -> Result<KafkaPublisher, KafkaError> {
+        let connection = self.connection.map_err(KafkaError::config)?;
+        connection.refuse("publisher", refused_for_publisher)?;
+        let mut config = connection.config(PUBLISHER_DEFAULTS);
+        for (name, value) in PUBLISHER_FIXED {
+            config.set(*name, *value);
+        }
+        validate(&config, RDKafkaType::RD_KAFKA_PRODUCER)?;
+        let reports = Reports::new(connection.brokers());
+        let producer: BaseProducer<Reports> =
+            config.create_with_context(reports).map_err(KafkaError::from_config)?;
+        let producer = Arc::new(producer);
+        producer.context().attach(&producer);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (polled, stopped) = (producer.clone(), stop.clone());
+        thread::Builder::new()
+            .name("kafka-publisher".to_owned())
+            .spawn(move || serve(&polled, &stopped))
+            .map_err(|error| {
+                KafkaError::config("the thread of the kafka publisher cannot be started").with_source(error)
+            })?;
+        Ok(KafkaPublisher { inner: Arc::new(Inner { connection, producer, stop }) })
+    }
+}
+
+impl fmt::Debug for KafkaPublisherBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaPublisherBuilder").field("connection", &self.connection).finish()
+    }
+}
+
+/// Serves delivery reports until the last clone is gone, then lets out what is left. The producer ends on this
+/// thread, since its end blocks.
+fn serve(producer: &Arc<BaseProducer<Reports>>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        producer.poll(Duration::from_millis(100));
+    }
+    let deadline = std::time::Instant::now() + LINGER;
+    while producer.context().has_waiting() && std::time::Instant::now() < deadline {
+        producer.poll(Duration::from_millis(100));
+    }
+    if let Err(error) = producer.flush(deadline.saturating_duration_since(std::time::Instant::now())) {
+        tracing::warn!(%error, "messages were not confirmed before the publisher ended");
+    }
+}
+
+impl KafkaPublisher {
+    /// Starts a publisher at these brokers: `host:port[,host:port]`.
+    pub fn builder(brokers: impl AsRef<str>) -> KafkaPublisherBuilder {
+        let brokers = brokers.as_ref();
+        let checked = url::check_hosts(brokers).map(|()| Connection::new(brokers));
+        KafkaPublisherBuilder { connection: checked.map_err(|error| error.to_string()) }
+    }
+
+    /// Starts a publisher from a URL as [`KafkaSource::from_url`](crate::KafkaSource::from_url) takes it; a query
+    /// parameter is a property of the publisher here.
+    pub fn from_url(url: impl AsRef<str>) -> KafkaPublisherBuilder {
+        KafkaPublisherBuilder { connection: url::parse(url.as_ref()).map_err(|error| error.to_string()) }
+    }
+
+    pub(crate) fn with(connection: Connection) -> KafkaPublisherBuilder {
+        KafkaPublisherBuilder { connection: Ok(connection) }
+    }
+}
+
+impl Publisher for KafkaPublisher {
+    fn publish(
+        &self,
+        outgoing: Outgoing,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static + use<> {
+        let (answer, answered) = oneshot::channel();
+        let producer = &self.inner.producer;
+        producer.context().publish(producer, Pending { outgoing, answer });
+        async move {
+            answered.await.unwrap_or_else(|_| {
+                Err(PublishError::unavailable("the kafka publisher ended before the message was confirmed"))
+            })
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for KafkaPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaPublisher").field("connection", &self.inner.connection).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_that_correctness_rests_on_are_refused_with_the_reason() {
+        for name in ["acks", "enable.idempotence", "allow.auto.create.topics", "transactional.id"] {
+            let error = KafkaPublisher::builder("h:1").property(name, "1").build().unwrap_err();
+            assert!(error.is_config() && error.to_string().contains(name), "{error}");
+        }
+        KafkaPublisher::builder("127.0.0.1:1").property("linger.ms", "0").build().unwrap();
+    }
+
+    #[test]
+    fn a_wrong_url_is_an_error_of_the_build() {
+        assert!(KafkaPublisher::from_url("amqp://h").build().unwrap_err().is_config());
+    }
+}

@@ -1,0 +1,237 @@
+//! What the driver calls back: rebalances, statistics, errors. All on the source's thread.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientContext, Statistics, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
+    error::{KafkaError as DriverError, RDKafkaErrorCode},
+    types::RDKafkaRespErr,
+};
+
+use crate::{
+    builder::Options,
+    partition::{Assignment, Partition},
+    shared::{Control, Shared},
+    start,
+    trouble::{self, Trouble},
+};
+
+pub(crate) struct Callbacks {
+    pub(crate) brokers: String,
+    pub(crate) options: Arc<Options>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) trouble: Trouble,
+    assignment: Mutex<Assignment>,
+    /// All partitions are paused since the buffer is full.
+    pub(crate) holding: AtomicBool,
+    connected: AtomicBool,
+    joined: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Callbacks {
+    pub(crate) fn new(brokers: String, options: Arc<Options>, shared: Arc<Shared>) -> Self {
+        Self {
+            brokers,
+            options,
+            shared,
+            trouble: Trouble::default(),
+            assignment: Mutex::default(),
+            holding: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+            joined: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn assignment(&self) -> MutexGuard<'_, Assignment> {
+        lock(&self.assignment)
+    }
+
+    pub(crate) fn has_joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
+    }
+
+    /// The broker has answered as it does when all is well.
+    pub(crate) fn up(&self) {
+        if !self.connected.swap(true, Ordering::Relaxed) {
+            self.trouble.clear();
+            if self.has_joined() {
+                tracing::info!(brokers = self.brokers, "kafka is reachable again");
+                self.shared.control(Control::Connected);
+            }
+        }
+    }
+
+    fn down(&self, reason: &str) {
+        if self.has_joined() && self.connected.swap(false, Ordering::Relaxed) {
+            tracing::warn!(brokers = self.brokers, reason, "kafka is not reachable");
+            self.shared.control(Control::Disconnected);
+        }
+    }
+
+    /// The first assignment is there, be it of no partition.
+    fn join(&self) {
+        self.connected.store(true, Ordering::Relaxed);
+        if !self.joined.swap(true, Ordering::Relaxed) {
+            self.trouble.clear();
+            self.shared.control(Control::Connected);
+        }
+    }
+
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) {
+        // The position is looked up before the partitions are assigned: from then on messages come.
+        let starts = match start::resolve(consumer, self, list) {
+            Ok(starts) => starts,
+            Err(error) => {
+                self.shared.fail(&error);
+                return;
+            }
+        };
+        for elem in list.elements() {
+            let start = starts.get(&(elem.topic().to_owned(), elem.partition())).copied();
+            let partition = Partition::new(elem.topic().into(), elem.partition(), start);
+            tracing::info!(topic = elem.topic(), partition = elem.partition(), start, "partition assigned");
+            self.assignment().add(partition.clone());
+            self.shared.control(Control::Assigned(partition));
+        }
+        let outcome = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
+            _ => consumer.assign(list),
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%error, "kafka did not take the assignment");
+        }
+        // A partition stays paused over a rebalance.
+        let paused =
+            if self.holding.load(Ordering::Relaxed) { consumer.pause(list) } else { consumer.resume(list) };
+        if let Err(error) = paused {
+            tracing::warn!(%error, "newly assigned partitions could not be resumed");
+        }
+        self.join();
+    }
+
+    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let lost = consumer.assignment_lost();
+        let mut closing: Vec<Arc<Partition>> = Vec::new();
+        for elem in list.elements() {
+            if let Some(slot) = self.assignment().find(elem.topic(), elem.partition()) {
+                closing.push(slot.partition.clone());
+            }
+        }
+        let within = if lost { Duration::ZERO } else { self.options.drain };
+        for partition in &closing {
+            tracing::info!(topic = &*partition.topic, partition = partition.id, lost, "partition revoked");
+            self.shared.control(Control::Closing { partition: partition.clone(), within });
+        }
+        if !lost {
+            self.wait_for_release(&closing, within);
+            self.commit_last(consumer, &closing);
+        }
+        for elem in list.elements() {
+            self.assignment().remove(elem.topic(), elem.partition());
+        }
+        let outcome = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+            _ => consumer.unassign(),
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%error, "kafka did not take the revocation");
+        }
+    }
+
+    /// Until nothing runs in these partitions any more.
+    fn wait_for_release(&self, closing: &[Arc<Partition>], within: Duration) {
+        let deadline = Instant::now() + within;
+        let flushes = self.shared.flush_wanted();
+        while !closing.iter().all(|partition| partition.is_released()) {
+            // A runtime that waits for the close, or for a flush, has settled what it is going to.
+            let leaving = self.shared.is_closing() || self.shared.flush_wanted() > flushes;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if leaving || left.is_zero() {
+                break;
+            }
+            thread::park_timeout(left.min(Duration::from_millis(50)));
+        }
+    }
+
+    fn commit_last(&self, consumer: &BaseConsumer<Self>, closing: &[Arc<Partition>]) {
+        let commit = self.assignment().to_commit().and_then(|mut commit| {
+            commit.entries.retain(|(partition, _)| closing.iter().any(|c| c.scope == partition.scope));
+            (!commit.entries.is_empty()).then_some(commit)
+        });
+        let Some(commit) = commit else { return };
+        match consumer.commit(&commit.list(), CommitMode::Sync) {
+            Ok(()) => self.assignment().committed(&commit),
+            // The group has moved on: another member starts at the last committed offset.
+            Err(error) => tracing::warn!(%error, "offsets of revoked partitions were not committed"),
+        }
+    }
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        trouble::log(level, facility, line);
+    }
+
+    fn error(&self, error: DriverError, reason: &str) {
+        self.trouble.record(&error, reason);
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.down(reason);
+        }
+        tracing::debug!(%error, reason, "kafka client error");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let group = statistics.cgrp.as_ref();
+        let up = group.is_some_and(|group| group.state == "up")
+            && statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
+        if up {
+            // With no partition for this member the consumer protocol calls nothing back: a second heartbeat means
+            // that the first, by which it joins, was answered.
+            let heartbeats: i64 =
+                statistics.brokers.values().filter_map(|b| b.req.get("ConsumerGroupHeartbeat")).sum();
+            if group.is_some_and(|group| group.join_state == "steady") || heartbeats > 1 {
+                self.join();
+            }
+            self.up();
+        }
+        for slot in self.assignment().slots() {
+            let partition = &slot.partition;
+            let Some(stats) = statistics
+                .topics
+                .get(&*partition.topic)
+                .and_then(|topic| topic.partitions.get(&partition.id))
+            else {
+                continue;
+            };
+            let end = if stats.ls_offset >= 0 { stats.ls_offset } else { stats.hi_offset };
+            partition.end.store(end, Ordering::Relaxed);
+            // Nothing was taken yet: where fetching begins. Then the first message tells.
+            if slot.last_offset.is_none() {
+                partition.begin.store(stats.next_offset, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Callbacks {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, list);
+        } else {
+            self.revoke(consumer, list);
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! The thread that owns the driver's consumer: it polls, whatever the runtime does.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use consumer_core::Tag;
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError as DriverError, RDKafkaErrorCode},
+    message::{BorrowedMessage, Message as _},
+};
+
+use crate::{
+    builder::Options,
+    commit::Committer,
+    convert,
+    error::{KafkaError, Kind},
+    partition::Partition,
+    rebalance::Callbacks,
+    shared::{Control, Queued, Shared},
+    start,
+};
+
+/// Messages that go over to the runtime at once.
+const BATCH: usize = 128;
+/// How long a poll waits for a message; requests of the source wait as long.
+const POLL: Duration = Duration::from_millis(20);
+/// With a full buffer the partitions are paused only after this long, since that throws away what was prefetched.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a flush tries to commit.
+const FLUSH: Duration = Duration::from_secs(10);
+const RETRY_COMMIT: Duration = Duration::from_millis(500);
+/// How long leaving the group may take before the close stops waiting for it.
+const LEAVE: Duration = Duration::from_secs(10);
+
+pub(crate) fn spawn(
+    config: ClientConfig,
+    brokers: String,
+    options: Arc<Options>,
+    shared: Arc<Shared>,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("kafka-source".to_owned()).spawn(move || {
+        let callbacks = Callbacks::new(brokers, options, shared.clone());
+        let outcome = match join(&config, callbacks) {
+            Ok((consumer, committer)) => Worker::new(consumer, shared.clone(), committer).run(),
+            Err(error) => {
+                shared.fail(&error);
+                Ok(())
+            }
+        };
+        shared.closed(outcome);
+    })
+}
+
+type Joined = (Arc<BaseConsumer<Callbacks>>, Committer);
+
+fn join(config: &ClientConfig, callbacks: Callbacks) -> Result<Joined, KafkaError> {
+    let consumer: BaseConsumer<Callbacks> =
+        config.create_with_context(callbacks).map_err(KafkaError::from_config)?;
+    let consumer = Arc::new(consumer);
+    match start(&consumer) {
+        Ok(committer) => Ok((consumer, committer)),
+        Err(error) => {
+            leave(consumer, None);
+            Err(error)
+        }
+    }
+}
+
+/// Checks the topics and joins the group.
+fn start(consumer: &Arc<BaseConsumer<Callbacks>>) -> Result<Committer, KafkaError> {
+    let callbacks = consumer.context().clone();
+    start::check_topics(consumer, &callbacks)?;
+    let options = &callbacks.options;
+    let topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
+    tracing::info!(
+        brokers = callbacks.brokers,
+        group = options.scope(),
+        ?topics,
+        start = ?options.start,
+        "kafka source starts; the start position applies to partitions without a committed offset"
+    );
+    match &options.replay {
+        Some(name) => {
+            tracing::info!(replay = name, "this is a replay: effects happen again, under its own dedup scope")
+        }
+        None => tracing::info!(
+            "to consume again what the group has consumed takes a replay with a name: without one nothing happens \
+             again within the retention of the dedup store"
+        ),
+    }
+    consumer.subscribe(&topics).map_err(|error| {
+        let brokers = &callbacks.brokers;
+        KafkaError::new(Kind::Other, format!("kafka at {brokers} refused the subscription: {error}"))
+    })?;
+    Committer::start(Arc::downgrade(consumer), thread::current())
+        .map_err(|error| KafkaError::new(Kind::Other, "a thread cannot be started").with_source(error))
+}
+
+/// Leaves the group, which blocks; a broker that hangs must not hold the close for ever. Whether it was done in time.
+fn leave(consumer: Arc<BaseConsumer<Callbacks>>, committer: Option<Committer>) -> bool {
+    let (done, left) = mpsc::channel();
+    let leave = move || {
+        if let Some(committer) = committer {
+            committer.end();
+        }
+        if let Err(error) = consumer.close_queue() {
+            tracing::debug!(%error, "the consumer was closed already");
+        }
+        // The driver waits for ever, at its end, for messages that nobody took from its queue.
+        let mut idle = 0;
+        while idle < 2 {
+            let polled = consumer.poll(Duration::from_millis(10)).is_some();
+            idle = if polled || !consumer.closed() { 0 } else { idle + 1 };
+        }
+        let _ = done.send(());
+        drop(consumer);
+    };
+    let spawned = thread::Builder::new().name("kafka-leave".to_owned()).spawn(leave);
+    spawned.is_ok() && left.recv_timeout(LEAVE).is_ok()
+}
+
+struct Worker {
+    consumer: Arc<BaseConsumer<Callbacks>>,
+    callbacks: Arc<Callbacks>,
+    shared: Arc<Shared>,
+    committer: Committer,
+    batch: Vec<Queued>,
+    /// Since when the buffer is full.
+    full_since: Option<Instant>,
+    next_commit: Instant,
+    /// Set after a commit that failed.
+    retry_commit: Option<Instant>,
+    next_look: Instant,
+    flush: Option<(u64, Instant)>,
+    flushed: Result<(), String>,
+}
+
+impl Worker {
+    fn new(consumer: Arc<BaseConsumer<Callbacks>>, shared: Arc<Shared>, committer: Committer) -> Self {
+        let callbacks = consumer.context().clone();
+        let now = Instant::now();
+        let next_commit = now + callbacks.options.commit_every;
+        Self {
+            consumer,
+            callbacks,
+            shared,
+            committer,
+            batch: Vec::with_capacity(BATCH),
+            full_since: None,
+            next_commit,
+            retry_commit: None,
+            next_look: now,
+            flush: None,
+            flushed: Ok(()),
+        }
+    }
+
+    fn run(mut self) -> Result<(), String> {
+        while !self.shared.is_closing() {
+            self.serve_requests();
+            self.hold();
+            if self.full_since.is_some() && !self.is_holding() {
+                self.shared.wait_for_room(PATIENCE / 10);
+            } else {
+                self.poll();
+            }
+        }
+        self.close()
+    }
+
+    fn is_holding(&self) -> bool {
+        self.callbacks.holding.load(Ordering::Relaxed)
+    }
+
+    /// Back-pressure: waits without polling for a while, then pauses and polls for the callbacks alone.
+    fn hold(&mut self) {
+        match self.full_since {
+            None if self.shared.is_full() => self.full_since = Some(Instant::now()),
+            Some(_) if self.shared.is_low() => self.full_since = None,
+            _ => {}
+        }
+        let hold = self.full_since.is_some_and(|since| since.elapsed() > PATIENCE);
+        if hold != self.is_holding() && (hold || self.full_since.is_none()) {
+            self.callbacks.holding.store(hold, Ordering::Relaxed);
+            self.pause(hold);
+        }
+    }
+
+    fn pause(&self, pause: bool) {
+        let outcome = if pause {
+            let all = self.callbacks.assignment().list(|_| true);
+            self.consumer.pause(&all)
+        } else {
+            let all = self.callbacks.assignment().list(|slot| !slot.paused);
+            self.consumer.resume(&all)
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%error, pause, "partitions could not be paused or resumed");
+        }
+    }
+
+    fn poll(&mut self) {
+        let mut wait = POLL;
+        let callbacks = self.callbacks.clone();
+        while self.batch.len() < BATCH {
+            match self.consumer.poll(wait) {
+                Some(Ok(message)) => {
+                    wait = Duration::ZERO;
+                    let over = take(&callbacks, &message, &mut self.batch);
+                    drop(message);
+                    if over || self.is_holding() {
+                        self.pause_over_limit();
+                        break;
+                    }
+                }
+                Some(Err(error)) => self.on_error(&error),
+                None => break,
+            }
+        }
+        if !self.batch.is_empty() {
+            callbacks.up();
+            self.shared.push(&mut self.batch);
+        }
+    }
+
+    /// Pauses partitions with too much uncommitted, and all of them while holding: a new one may have come.
+    fn pause_over_limit(&self) {
+        if self.is_holding() {
+            return self.pause(true);
+        }
+        let limit = self.callbacks.options.max_uncommitted;
+        let mut assignment = self.callbacks.assignment();
+        for slot in assignment.slots_mut() {
+            slot.paused = slot.paused || slot.uncommitted() >= limit;
+        }
+        let list = assignment.list(|slot| slot.paused);
+        drop(assignment);
+        if let Err(error) = self.consumer.pause(&list) {
+            tracing::debug!(%error, "partitions could not be paused");
+        }
+    }
+
+    /// Resumes partitions whose offsets have been committed meanwhile.
+    fn resume_below_limit(&self) {
+        let limit = self.callbacks.options.max_uncommitted;
+        let mut assignment = self.callbacks.assignment();
+        let list = assignment.list(|slot| slot.paused && slot.uncommitted() <= limit / 2);
+        for slot in assignment.slots_mut() {
+            slot.paused = slot.paused && slot.uncommitted() > limit / 2;
+        }
+        drop(assignment);
+        if list.count() > 0
+            && !self.is_holding()
+            && let Err(error) = self.consumer.resume(&list)
+        {
+            tracing::debug!(%error, "partitions could not be resumed");
+        }
+    }
+
+    fn on_error(&self, error: &DriverError) {
+        let fatal = match error {
+            DriverError::MessageConsumptionFatal(_) => true,
+            other => {
+                other.rdkafka_error_code().is_some_and(|code| is_final(code, self.callbacks.has_joined()))
+            }
+        };
+        if fatal {
+            let callbacks = &self.callbacks;
+            let kind = match error.rdkafka_error_code() {
+                Some(
+                    RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed,
+                ) => Kind::Denied,
+                _ => Kind::Other,
+            };
+            let message = format!(
+                "the group `{}` cannot consume {:?} at kafka {}: {error}",
+                callbacks.options.scope(),
+                callbacks.options.topics,
+                callbacks.brokers
+            );
+            self.shared.fail(&KafkaError::new(kind, message));
+        }
+        tracing::debug!(%error, fatal, "kafka consumer error");
+    }
+
+    /// Commits, flushes and the state of partitions, each as it is due.
+    fn serve_requests(&mut self) {
+        let now = Instant::now();
+        let wanted = self.shared.flush_wanted();
+        match self.flush {
+            Some((ticket, _)) if ticket == wanted => {}
+            None if wanted == self.shared.flush_done() => {}
+            // Anew, so that what was acked since the last request is under it too.
+            _ => self.flush = Some((wanted, now)),
+        }
+        if now < self.next_look && self.flush.is_none() {
+            return;
+        }
+        self.next_look = now + POLL;
+        self.resume_below_limit();
+        let half = self.callbacks.options.max_uncommitted / 2;
+        let early = || self.callbacks.assignment().slots().iter().any(|slot| slot.uncommitted() > half);
+        let due = self.flush.is_some() || now >= self.next_commit || early();
+        self.serve_commits(now, due);
+    }
+
+    /// Takes the answer to the last commit and starts the next one when it is due.
+    fn serve_commits(&mut self, now: Instant, due: bool) {
+        if let Some((commit, outcome)) = self.committer.answer() {
+            match outcome {
+                Ok(()) => self.callbacks.assignment().committed(&commit),
+                Err(error) => {
+                    tracing::warn!(%error, "offsets were not committed; they will be tried again");
+                    self.retry_commit = Some(now + RETRY_COMMIT);
+                    if is_fenced(&error) {
+                        self.answer_flush(Err(self.not_committed(&error)));
+                    }
+                }
+            }
+        }
+        if self.flush.is_some_and(|(_, since)| since.elapsed() > FLUSH) {
+            self.answer_flush(Err(self.not_committed(&"no answer in time")));
+        }
+        if !due || self.committer.is_busy() || self.retry_commit.is_some_and(|at| now < at) {
+            return;
+        }
+        self.retry_commit = None;
+        self.next_commit = now + self.callbacks.options.commit_every;
+        let commit = self.callbacks.assignment().to_commit();
+        match commit {
+            Some(commit) => self.committer.commit(commit),
+            None => self.answer_flush(Ok(())),
+        }
+    }
+
+    fn not_committed(&self, why: &dyn std::fmt::Display) -> String {
+        let callbacks = &self.callbacks;
+        format!(
+            "offsets of the group `{}` were not committed at kafka {}: {why}; what was acked since the last commit may \
+             be delivered again",
+            callbacks.options.scope(),
+            callbacks.brokers
+        )
+    }
+
+    fn answer_flush(&mut self, outcome: Result<(), String>) {
+        if let Some((ticket, _)) = self.flush.take() {
+            self.flushed = outcome.clone();
+            self.shared.flush_answered(ticket, outcome);
+        }
+    }
+
+    /// Commits the last offsets and leaves the group.
+    fn close(mut self) -> Result<(), String> {
+        let all = self.callbacks.assignment().list(|_| true);
+        if let Err(error) = self.consumer.pause(&all) {
+            tracing::debug!(%error, "partitions could not be paused");
+        }
+        self.flush = Some((u64::MAX, Instant::now()));
+        while self.flush.is_some() {
+            self.serve_commits(Instant::now(), true);
+            // Nothing is delivered any more: what is polled comes again to whoever has the partition next.
+            let _ = self.consumer.poll(Duration::from_millis(1));
+        }
+        let Worker { consumer, committer, flushed, .. } = self;
+        if !leave(consumer, Some(committer)) {
+            tracing::warn!("kafka did not answer when the source left its group");
+        }
+        flushed
+    }
+}
+
+/// Turns a message into a delivery. Whether its partition has too much uncommitted now.
+fn take(callbacks: &Callbacks, message: &BorrowedMessage<'_>, batch: &mut Vec<Queued>) -> bool {
+    let mut assignment = callbacks.assignment();
+    let Some(slot) = assignment.find(message.topic(), message.partition()) else { return false };
+    let offset = u64::try_from(message.offset()).unwrap_or_default();
+    if slot.last_offset.is_some_and(|last| offset <= last) {
+        // The topic was deleted and made anew, or its end was lost: offsets mean other messages now.
+        tracing::warn!(
+            topic = &*slot.partition.topic,
+            partition = slot.partition.id,
+            offset,
+            last = slot.last_offset,
+            "offsets went backwards: the partition starts anew"
+        );
+        let old = slot.partition.clone();
+        let new = Partition::new(old.topic.clone(), old.id, None);
+        callbacks.shared.control(Control::Closing { partition: old, within: Duration::ZERO });
+        callbacks.shared.control(Control::Assigned(new.clone()));
+        assignment.add(new);
+        drop(assignment);
+        return take(callbacks, message, batch);
+    }
+    let (message, bytes) = convert::message(message, &slot.partition.topic);
+    if slot.last_offset.replace(offset).is_none() {
+        slot.partition.begin.store(i64::try_from(offset).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+    slot.taken += 1;
+    batch.push(Queued { tag: Tag { scope: slot.partition.scope, seq: offset }, message, bytes });
+    slot.uncommitted() >= callbacks.options.max_uncommitted
+}
+
+/// Errors that do not pass by themselves. Some are part of every outage once the consumer has been running.
+fn is_final(code: RDKafkaErrorCode, joined: bool) -> bool {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::Fatal | Code::FencedInstanceId | Code::UnreleasedInstanceId => true,
+        Code::GroupAuthorizationFailed
+        | Code::TopicAuthorizationFailed
+        | Code::InconsistentGroupProtocol
+        | Code::InvalidSessionTimeout
+        | Code::UnsupportedVersion
+        | Code::UnsupportedFeature
+        | Code::GroupMaxSizeReached
+        | Code::UnsupportedAssignor => !joined,
+        _ => false,
+    }
+}
+
+/// The group has gone on without this member: a commit can never succeed.
+fn is_fenced(error: &DriverError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::IllegalGeneration
+                | Code::UnknownMemberId
+                | Code::FencedInstanceId
+                | Code::FencedMemberEpoch
+                | Code::GroupAuthorizationFailed
+                | Code::Fatal
+        )
+    )
+}

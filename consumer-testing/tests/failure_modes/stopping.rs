@@ -1,0 +1,45 @@
+//! Shutdown is no failure.
+
+use consumer_core::dedup::protocol::State;
+use tokio::time::sleep;
+
+use crate::world::*;
+
+/// The drain cuts a handler off.
+#[tokio::test(start_paused = true)]
+async fn fm25_a_handler_that_the_shutdown_cuts_off_is_neither_a_success_nor_a_failure() {
+    let world = World::new(1);
+    world.send("m").await;
+    let process = world.process(Who::Ours, 1, world.handler(60));
+    sleep(5 * SECOND).await;
+    let report = process.stopped().await;
+    assert_eq!((report.returned, report.in_flight_at_stop), (1, 1));
+    assert_eq!(world.broker.committed("g", "t", 0), None);
+    assert!(world.dead().is_empty());
+    let State::Released(numbers) = world.state("m") else { panic!("{:?}", world.state("m")) };
+    assert_eq!((numbers.attempts, numbers.crashes, numbers.suspect), (0, 0, false));
+    let next = world.process(Who::Ours, 2, world.handler(1));
+    assert!(comes(|| world.done()).await);
+    next.stopped().await;
+    assert_eq!(world.effects.attempts("m"), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fm39_many_shutdowns_and_rebalances_count_nothing() {
+    let world = World::new(1);
+    world.send("m").await;
+    for nonce in 0..12 {
+        let process = world.process(Who::Ours, nonce, world.handler(60));
+        sleep(5 * SECOND).await;
+        if nonce % 2 == 0 {
+            process.lose_connection();
+            sleep(5 * SECOND).await;
+        }
+        process.stopped().await;
+    }
+    assert!(world.dead().is_empty());
+    let last = world.process(Who::Ours, 99, world.handler(1));
+    assert!(comes(|| world.done()).await);
+    assert_eq!(last.stopped().await.processed, 1);
+    assert_eq!(world.effects.attempts("m"), [1]);
+}

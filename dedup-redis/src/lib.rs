@@ -1,0 +1,52 @@
+//! The deduplication store of `consumer-core` on Redis 7.0 or newer: a single node, Sentinel, or Cluster.
+//!
+//! *At-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, a
+//! handler outlives its lease, an attempt that failed or timed out had its effect all the same, Redis loses state, or a
+//! duplicate comes after the retention.*
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), dedup_redis::ConnectError> {
+//! use dedup_redis::{EvictionCheck, RedisStore};
+//!
+//! let store = RedisStore::connect("redis://localhost:6379").await?;
+//! let strict = RedisStore::builder("rediss://consumer:secret@redis.example:6380")
+//!     .eviction(EvictionCheck::Refuse)
+//!     .connect()
+//!     .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! - **Atomic.** The two steps of a fresh message are native commands: `SET … NX GET PX` claims, `SET … GET PX` completes.
+//!   Everything else is one Lua script (`src/lua/`) that reads and writes in one step.
+//! - **Group commit.** Whatever waits goes out together as soon as one of a few pipelines is free; nothing lingers.
+//! - **Driven.** An operation is enqueued by the call. Claims and renewals are tried until their deadline (1 s), then
+//!   answered with an error; completions and releases until they are recorded, over outages, whatever is dropped.
+//! - **Down is seen.** While Redis is known to be down, [`poll_available`](consumer_core::dedup::DedupStore::poll_available)
+//!   is pending, which pauses the source. Connections come back by themselves.
+//! - **Recent completions are recorded again** when another server answers after an outage (restarted, or a replica that
+//!   was promoted): those of the last 2 s before it, at most 65,536. What was lost beyond that may run again.
+//!
+//! A user with restricted rights needs the commands `SET`, `GET`, `PTTL`, `EVAL`, `EVALSHA`, `SCRIPT LOAD`, `TIME`, `PING`
+//! and `INFO` on keys with the prefix.
+
+mod availability;
+mod builder;
+mod clock;
+mod cluster;
+mod connection;
+mod driver;
+mod error;
+pub mod format;
+mod greeting;
+mod operation;
+mod queue;
+mod recent;
+mod scripts;
+mod stats;
+mod store;
+mod target;
+
+pub use builder::{EvictionCheck, RedisStoreBuilder};
+pub use error::ConnectError;
+pub use stats::Stats;
+pub use store::RedisStore;

@@ -1,0 +1,9 @@
+//! The command line.
+
+mod args;
+mod value;
+
+pub(crate) use args::{Cli, Command, Consume, Produce};
+#[cfg(test)]
+pub(crate) use value::fraction;
+pub(crate) use value::{Fraction, Order};

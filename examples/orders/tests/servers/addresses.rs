@@ -1,0 +1,174 @@
+//! What becomes of each kind of message.
+
+use consumer::Message;
+
+use crate::{
+    common::{Done, Folder, mails, run},
+    topic::{Topic, message, order},
+};
+
+fn consume(topic: &Topic, folder: &Folder, more: &[&str]) -> Done {
+    let log = folder.path("mails.jsonl");
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
+    arguments.extend(["--until-idle", "3s", "--backoff", "10ms"].map(str::to_owned));
+    run(arguments.iter().map(String::as_str).chain(more.iter().copied())).ok()
+}
+
+fn header<'a>(message: &'a Message, name: &str) -> &'a str {
+    message.headers().get_str(name).unwrap_or_else(|| panic!("no {name}: {message:?}"))
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn every_address_and_every_defect_ends_as_it_should() {
+    let topic = Topic::shared("addresses");
+    let no_id = Message::builder().payload(&b"{}"[..]).key("nobody").build();
+    let empty_id = Message::builder().payload(&b"{}"[..]).key("nobody").header("message-id", "").build();
+    let mut odd_headers = consumer::Headers::new();
+    odd_headers.append("trace", "1");
+    odd_headers.append_null("nothing");
+    odd_headers.append("binary", &b"\xff\x00"[..]);
+    odd_headers.append("trace", "2");
+    odd_headers.append("message-id", "bounces");
+    odd_headers.append("dead-letter-reason", "foreign");
+    let bounces = Message::builder()
+        .payload(&br#"{"order_id":"o-b","email":"x@bounces.example"}"#[..])
+        .key("order-of-bounces")
+        .headers(odd_headers)
+        .build();
+    let tombstone = Message::builder().key("order-of-null").id("null").build();
+    topic.publish(vec![
+        order("good", "ann@example.com"),
+        order("good", "ann@example.com"),
+        order("good", "eve@example.com"),
+        order("flaky", "ann@flaky.example"),
+        order("down", "ann@down.example"),
+        bounces,
+        order("panics", "ann@panics.example"),
+        message("broken", "{\"order_id\":"),
+        message("incomplete", r#"{"order_id":"o-1"}"#),
+        message("empty", ""),
+        tombstone,
+        no_id,
+        empty_id,
+    ]);
+
+    let folder = Folder::new();
+    let done = consume(&topic, &folder, &[]);
+    assert!(done.stderr.contains(&format!("created the topic {}", topic.dead())), "{}", done.stderr);
+    assert_eq!(topic.partitions(&topic.dead()), Some(4));
+    let expected = serde_json::json!({
+        "received": 13, "processed": 2, "duplicates": 1, "retried": 6, "deferred": 0, "dead_lettered": 10,
+        "returned": 0, "in_flight_at_stop": 0
+    });
+    assert_eq!(done.report(), expected, "{}", done.stderr);
+
+    let mut sent: Vec<_> = mails(&folder.path("mails.jsonl"))
+        .into_iter()
+        .map(|m| (m.message_id, m.order_id, m.attempt))
+        .collect();
+    sent.sort();
+    let mail = |id: &str, attempt| (id.to_owned(), format!("order-of-{id}"), attempt);
+    assert_eq!(sent, [mail("flaky", 3), mail("good", 1)]);
+
+    let dead = topic.dead_letters();
+    let mut reasons: Vec<_> = dead
+        .iter()
+        .map(|letter| {
+            let id = letter.id().map_or("", |id| std::str::from_utf8(id).unwrap());
+            (id, header(letter, "dead-letter-reason"), header(letter, "dead-letter-attempts"))
+        })
+        .collect();
+    reasons.sort();
+    let expected = [
+        ("", "no-key", "0"),
+        ("", "no-key", "0"),
+        ("bounces", "permanent", "1"),
+        ("broken", "undecodable", "1"),
+        ("down", "attempts-exhausted", "3"),
+        ("empty", "undecodable", "1"),
+        ("good", "conflict", "0"),
+        ("incomplete", "undecodable", "1"),
+        ("null", "undecodable", "1"),
+        ("panics", "attempts-exhausted", "3"),
+    ];
+    assert_eq!(reasons, expected);
+    for letter in &dead {
+        assert_eq!(header(letter, "dead-letter-consumer"), topic.name);
+        assert_eq!(header(letter, "dead-letter-source"), "kafka");
+        assert_eq!(header(letter, "dead-letter-topic"), topic.name);
+        for number in ["dead-letter-partition", "dead-letter-offset"] {
+            assert!(header(letter, number).parse::<u64>().is_ok(), "{letter:?}");
+        }
+        for time in ["dead-letter-first-failed-at", "dead-letter-last-failed-at", "dead-letter-timestamp"] {
+            assert!(consumer::message::wire::parse_time(header(letter, time)).is_ok(), "{letter:?}");
+        }
+    }
+    let find = |id: &str| dead.iter().find(|letter| letter.id().is_some_and(|found| found == id)).unwrap();
+    assert!(header(find("panics"), "dead-letter-error").contains("the mail library hit a bug"));
+    assert!(header(find("bounces"), "dead-letter-error").contains("no such mailbox"));
+    // Payload, key and headers are carried on as they were, but for foreign headers of our prefix.
+    assert!(find("null").is_tombstone() && !find("empty").is_tombstone());
+    let bounced = find("bounces");
+    assert_eq!(bounced.key().unwrap(), "order-of-bounces");
+    assert_eq!(bounced.payload(), &br#"{"order_id":"o-b","email":"x@bounces.example"}"#[..]);
+    let kept: Vec<_> =
+        bounced.headers().iter().take(5).map(|(name, value)| (name, value.map(|v| v.to_vec()))).collect();
+    let value = |bytes: &[u8]| Some(bytes.to_vec());
+    let expected = [
+        ("trace", value(b"1")),
+        ("nothing", None),
+        ("binary", value(b"\xff\x00")),
+        ("trace", value(b"2")),
+        ("message-id", value(b"bounces")),
+    ];
+    assert_eq!(kept, expected);
+    assert_eq!(bounced.headers().get_all("dead-letter-reason").count(), 1);
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn a_repaired_provider_takes_every_address() {
+    let topic = Topic::shared("repaired");
+    let kinds = ["flaky", "down", "bounces", "panics", "aborts"];
+    topic.publish(kinds.iter().map(|kind| order(kind, &format!("x@{kind}.example"))).collect());
+    let folder = Folder::new();
+    let done = consume(&topic, &folder, &["--repaired"]);
+    assert_eq!((done.number("processed"), done.number("retried")), (5, 0));
+    assert_eq!(mails(&folder.path("mails.jsonl")).len(), 5);
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn produce_and_consume_agree() {
+    let topic = Topic::shared("mixture");
+    let mut arguments = topic.arguments("produce");
+    let mixture = "--count 1000 --duplicates 0.2 --undecodable 0.05 --flaky 0.03 --bouncing 0.02 --seed 7";
+    arguments.extend(mixture.split(' ').map(str::to_owned));
+    let done = run(arguments.iter().map(String::as_str)).ok();
+    let expected =
+        serde_json::json!({"published": 1000, "unique": 800, "undecodable": 50, "flaky": 30, "bouncing": 20});
+    assert_eq!(done.report(), expected);
+    assert!(done.stderr.contains("created the topic"), "{}", done.stderr);
+    assert_eq!(topic.partitions(&topic.name), Some(4));
+
+    let folder = Folder::new();
+    let done = consume(&topic, &folder, &["--ordering", "key", "--rate", "5000"]);
+    let expected = serde_json::json!({
+        "received": 1000, "processed": 730, "duplicates": 200, "retried": 60, "deferred": 0, "dead_lettered": 70,
+        "returned": 0, "in_flight_at_stop": 0
+    });
+    assert_eq!(done.report(), expected);
+    let sent = mails(&folder.path("mails.jsonl"));
+    let ids: std::collections::HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!((sent.len(), ids.len()), (730, 730));
+    assert_eq!(topic.dead_letters().len(), 70);
+
+    // Published once more, they are all known; what was set aside stays so.
+    run(arguments.iter().map(String::as_str)).ok();
+    let again = consume(&topic, &folder, &[]);
+    let numbers = ["received", "processed", "duplicates", "dead_lettered"].map(|name| again.number(name));
+    assert_eq!(numbers, [1000, 0, 1000, 0]);
+    assert_eq!(mails(&folder.path("mails.jsonl")).len(), 730);
+}

@@ -1,0 +1,187 @@
+//! Processes that die.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    common::{Folder, Mail, Running, mails, orders, run, unique, wait_for},
+    topic::{Topic, order},
+};
+
+fn consume(topic: &Topic, log: &std::path::Path, options: &str) -> Vec<String> {
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
+    arguments.extend(options.split(' ').map(str::to_owned));
+    arguments
+}
+
+/// The first death makes it a suspect; after three more, running alone, it is set aside.
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm11_fm23_a_message_that_kills_the_process_is_set_aside_and_innocents_are_unharmed() {
+    let topic = Topic::shared("aborts");
+    let mut messages: Vec<_> = (0..40).map(|_| order(&unique("innocent"), "ann@example.com")).collect();
+    messages.insert(20, order("killer", "x@aborts.example"));
+    topic.publish(messages);
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let options = "--attempts 3 --lease 1s --handler-delay 20ms --until-idle 3s";
+    let mut deaths = 0;
+    let done = loop {
+        let arguments = consume(&topic, &log, options);
+        let done = run(arguments.iter().map(String::as_str));
+        if done.code() == Some(0) {
+            break done;
+        }
+        // SIGABRT, not an exit code.
+        assert_eq!(done.code(), None, "{done:?}");
+        deaths += 1;
+        assert!(deaths <= 4, "{done:?}");
+    };
+    assert_eq!(deaths, 4);
+    assert_eq!(done.number("dead_lettered"), 1, "{done:?}");
+    let dead = topic.dead_letters();
+    assert_eq!(dead.len(), 1);
+    let header = |name| dead[0].headers().get_str(name).unwrap();
+    assert_eq!(dead[0].id().unwrap(), "killer");
+    assert_eq!(header("dead-letter-reason"), "attempts-exhausted");
+    assert_eq!(header("dead-letter-attempts"), "3");
+    assert_eq!(header("dead-letter-error"), "process died 3 times while handling this message alone");
+    let sent = mails(&log);
+    let ids: std::collections::HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!(ids.len(), 40);
+    assert!(sent.iter().all(|mail| mail.attempt == 1), "a crash is no failed call: {sent:?}");
+}
+
+/// How many messages the long test takes.
+fn messages() -> usize {
+    let count = std::env::var("ORDERS_TEST_MESSAGES").ok().and_then(|count| count.parse().ok());
+    count.unwrap_or(20_000)
+}
+
+/// A process with a mail log of its own, so that each mail is known by who sent it.
+struct Member {
+    running: Option<Running>,
+    log: PathBuf,
+    killed_at: Option<SystemTime>,
+}
+
+/// Two members, one of which is killed now and then.
+struct Group<'a> {
+    topic: &'a Topic,
+    folder: &'a Folder,
+    options: String,
+    members: Vec<Member>,
+}
+
+impl Group<'_> {
+    fn start(&mut self) {
+        let log = self.folder.path(&format!("mails-{}.jsonl", self.members.len()));
+        let arguments = consume(self.topic, &log, &self.options);
+        let running = Running::start(&mut orders(arguments.iter().map(String::as_str)));
+        self.members.push(Member { running: Some(running), log, killed_at: None });
+    }
+
+    fn kill_oldest(&mut self) {
+        let member = self.members.iter_mut().find(|member| member.running.is_some()).unwrap();
+        member.running.take().unwrap().kill();
+        member.killed_at = Some(SystemTime::now());
+    }
+
+    fn sent(&self) -> usize {
+        self.members.iter().map(|member| lines(&member.log)).sum()
+    }
+}
+
+fn lines(log: &std::path::Path) -> usize {
+    std::fs::read(log).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_flight() {
+    let count = messages();
+    let topic = Topic::shared("killed");
+    let mut produce = topic.arguments("produce");
+    produce.extend(format!("--count {count} --duplicates 0.2 --seed 11").split(' ').map(str::to_owned));
+    let produced = run(produce.iter().map(String::as_str)).ok();
+    let unique = produced.number("unique") as usize;
+
+    let folder = Folder::new();
+    // Slow enough that there is work left at every kill.
+    let rate = (count / 80).max(5);
+    let options = format!("--until-idle 8s --lease 2s --max-in-flight 64 --handler-delay 5ms --rate {rate}");
+    let mut group = Group { topic: &topic, folder: &folder, options, members: Vec::new() };
+    group.start();
+    group.start();
+    for nth in 1..=5 {
+        let due = unique * nth / 8;
+        wait_for("the next share of mails", || group.sent() >= due);
+        group.kill_oldest();
+        group.start();
+    }
+    let mut reports = Vec::new();
+    for member in &mut group.members {
+        if let Some(running) = member.running.take() {
+            reports.push(running.wait().ok());
+        }
+    }
+
+    // By id: who mailed it when.
+    let mut by_id: HashMap<String, Vec<(usize, Mail)>> = HashMap::new();
+    for (nth, member) in group.members.iter().enumerate() {
+        for mail in mails(&member.log) {
+            by_id.entry(mail.message_id.clone()).or_default().push((nth, mail));
+        }
+    }
+    assert_eq!(by_id.len(), unique, "lost: {reports:?}");
+    for (id, mut times) in by_id {
+        times.sort_by_key(|(_, mail)| mail.epoch);
+        // Whoever mailed it before somebody else did was killed right after that.
+        for (nth, mail) in &times[..times.len() - 1] {
+            let killed_at = group.members[*nth].killed_at;
+            let in_flight =
+                killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < Duration::from_secs(1));
+            assert!(in_flight, "{id} was mailed twice without need: {times:?}");
+        }
+        assert!(times.windows(2).all(|pair| pair[0].1.epoch < pair[1].1.epoch), "{id}: {times:?}");
+    }
+    assert!(topic.dead_letters().is_empty(), "nobody is to blame for a SIGKILL");
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn members_that_come_and_go_lose_and_repeat_nothing() {
+    let count = messages() / 4;
+    let topic = Topic::shared("come-and-go");
+    let mut produce = topic.arguments("produce");
+    produce.extend(format!("--count {count} --duplicates 0.2 --seed 12").split(' ').map(str::to_owned));
+    let unique = run(produce.iter().map(String::as_str)).ok().number("unique") as usize;
+
+    let folder = Folder::new();
+    let rate = (count / 20).max(5);
+    let options = format!("--until-idle 8s --max-in-flight 64 --handler-delay 5ms --rate {rate}");
+    let mut group = Group { topic: &topic, folder: &folder, options, members: Vec::new() };
+    group.start();
+    let mut reports = Vec::new();
+    for nth in 1..=3 {
+        let due = unique * nth / 5;
+        wait_for("the next share of mails", || group.sent() >= due);
+        group.start();
+        let oldest = group.members.iter_mut().find(|member| member.running.is_some()).unwrap();
+        let leaving = oldest.running.take().unwrap();
+        leaving.signal("TERM");
+        reports.push(leaving.wait().ok());
+    }
+    for member in &mut group.members {
+        if let Some(running) = member.running.take() {
+            reports.push(running.wait().ok());
+        }
+    }
+    let sent: Vec<Mail> = group.members.iter().flat_map(|member| mails(&member.log)).collect();
+    let ids: std::collections::HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!((sent.len(), ids.len()), (unique, unique), "{reports:?}");
+}

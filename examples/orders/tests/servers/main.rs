@@ -1,0 +1,14 @@
+//! The program on real servers, as `cargo xtask test` runs it.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+#![cfg(all(feature = "kafka", feature = "redis"))]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod addresses;
+mod crashes;
+mod outages;
+mod start;
+mod stopping;
+mod topic;

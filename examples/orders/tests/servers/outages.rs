@@ -1,0 +1,87 @@
+//! Servers that stop while a consumer runs.
+
+use std::{collections::HashSet, time::Duration};
+
+use xtask::servers::{Kafka, Redis, shared_kafka, shared_redis};
+
+use crate::{
+    common::{Folder, Running, mails, orders, run, wait_for},
+    topic::Topic,
+};
+
+/// How long Redis is away; the long form is 20 s.
+fn outage() -> Duration {
+    let seconds = std::env::var("ORDERS_TEST_OUTAGE").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(20))
+}
+
+/// Consumes `count` messages with an interruption by `disturb` half way; every one is mailed, none twice.
+fn undisturbed_by(topic: &Topic, count: usize, options: &str, disturb: impl FnOnce()) {
+    let mut produce = topic.arguments("produce");
+    produce.extend(format!("--count {count} --seed 3").split(' ').map(str::to_owned));
+    run(produce.iter().map(String::as_str)).ok();
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
+    arguments.extend(options.split(' ').map(str::to_owned));
+    let mut consumer = Running::start(&mut orders(arguments.iter().map(String::as_str)));
+    wait_for("half of the mails", || mails(&log).len() >= count / 2);
+    disturb();
+    assert!(consumer.is_running(), "an outage is waited out");
+    let done = consumer.wait().ok();
+    let sent = mails(&log);
+    let ids: HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!((sent.len(), ids.len()), (count, count), "{done:?}");
+    assert_eq!(done.number("processed"), count as u64, "{done:?}");
+    assert_eq!(done.number("dead_lettered"), 0, "{done:?}");
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm31_redis_is_stopped_and_comes_back() {
+    let redis = Redis::builder().append_only().start().unwrap();
+    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-stopped");
+    undisturbed_by(&topic, 2000, "--until-idle 3s --rate 300 --lease 60s", || {
+        redis.stop();
+        std::thread::sleep(outage());
+        redis.start_again().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn redis_hangs_for_a_while() {
+    let redis = Redis::start().unwrap();
+    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-hangs");
+    undisturbed_by(&topic, 1000, "--until-idle 3s --rate 300 --lease 60s", || {
+        redis.pause();
+        std::thread::sleep(Duration::from_secs(5));
+        redis.resume();
+    });
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn kafka_is_restarted() {
+    let kafka = Kafka::start().unwrap();
+    let topic = Topic::on(&kafka.bootstrap(), &shared_redis(), "kafka-restarted");
+    // Redelivered ones are duplicates, so only mails are counted one to one.
+    let mut produce = topic.arguments("produce");
+    produce.extend("--count 2000 --seed 4".split(' ').map(str::to_owned));
+    run(produce.iter().map(String::as_str)).ok();
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
+    arguments.extend("--until-idle 6s --rate 300".split(' ').map(str::to_owned));
+    let consumer = Running::start(&mut orders(arguments.iter().map(String::as_str)));
+    wait_for("half of the mails", || mails(&log).len() >= 1000);
+    kafka.kill();
+    std::thread::sleep(Duration::from_secs(3));
+    kafka.start_again().unwrap();
+    let done = consumer.wait().ok();
+    let sent = mails(&log);
+    let ids: HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!((sent.len(), ids.len()), (2000, 2000), "{done:?}");
+}

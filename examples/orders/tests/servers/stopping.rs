@@ -1,0 +1,98 @@
+//! Signals.
+
+use std::{collections::HashSet, time::Duration};
+
+use consumer::Message;
+
+use crate::{
+    common::{Done, Folder, Running, mails, orders, unique, wait_for},
+    topic::{Topic, order},
+};
+
+fn good(count: usize) -> Vec<Message> {
+    (0..count).map(|nth| order(&unique(&nth.to_string()), "ann@example.com")).collect()
+}
+
+fn start(topic: &Topic, folder: &Folder, options: &str) -> Running {
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), folder.path("mails.jsonl").to_str().unwrap().to_owned()]);
+    arguments.extend(options.split(' ').map(str::to_owned));
+    Running::start(&mut orders(arguments.iter().map(String::as_str)))
+}
+
+/// Everything that was received is accounted for.
+#[track_caller]
+fn adds_up(done: &Done) {
+    let parts = ["processed", "duplicates", "deferred", "dead_lettered", "returned"];
+    assert_eq!(done.number("received"), parts.iter().map(|name| done.number(name)).sum::<u64>(), "{done:?}");
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn a_signal_lets_what_runs_finish_and_a_restart_goes_on_there() {
+    let topic = Topic::shared("drain");
+    topic.publish(good(60));
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    for signal in ["TERM", "INT"] {
+        let before = mails(&log).len();
+        let consumer = start(&topic, &folder, "--max-in-flight 8 --handler-delay 500ms");
+        wait_for("a mail", || mails(&log).len() > before);
+        consumer.signal(signal);
+        let done = consumer.wait().ok();
+        adds_up(&done);
+        assert!((1..=8).contains(&done.number("in_flight_at_stop")), "{done:?}");
+        // All of them had time to finish.
+        assert_eq!(done.number("returned"), 0, "{done:?}");
+        assert_eq!(done.number("processed"), (mails(&log).len() - before) as u64);
+    }
+    let rest = start(&topic, &folder, "--until-idle 2s").wait().ok();
+    adds_up(&rest);
+    let sent = mails(&log);
+    let ids: HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!((sent.len(), ids.len()), (60, 60), "{rest:?}");
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn what_the_drain_cuts_off_is_returned_and_runs_again() {
+    let topic = Topic::shared("cut-off");
+    topic.publish(good(8));
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    // The first is mailed at once, so that the others are known to run when the signal comes.
+    topic.publish(vec![order("quick", "ann@example.com")]);
+    let consumer = start(&topic, &folder, "--handler-delay 2s --drain 300ms --max-in-flight 2 --lease 5s");
+    wait_for("a mail", || !mails(&log).is_empty());
+    consumer.signal("TERM");
+    let done = consumer.wait().ok();
+    adds_up(&done);
+    assert_eq!(done.number("returned"), done.number("in_flight_at_stop"), "{done:?}");
+    assert!(done.number("returned") >= 1, "{done:?}");
+    // Handed back, not left to expire: a restart takes them at once, as first attempts, and nobody is a suspect.
+    let rest = start(&topic, &folder, "--until-idle 2s").wait().ok();
+    let sent = mails(&log);
+    let ids: HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!((sent.len(), ids.len()), (9, 9), "{rest:?}");
+    assert!(sent.iter().all(|mail| mail.attempt == 1), "{sent:?}");
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn a_second_signal_ends_it_at_once() {
+    let topic = Topic::shared("twice");
+    topic.publish(good(4));
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let mut consumer = start(&topic, &folder, "--handler-delay 3s --drain 200s --max-in-flight 1");
+    wait_for("a mail", || !mails(&log).is_empty());
+    consumer.signal("TERM");
+    // The drain lasts until the handler ends.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(consumer.is_running());
+    consumer.signal("TERM");
+    let done = consumer.wait();
+    assert_eq!(done.code(), Some(1), "{done:?}");
+    assert_eq!(done.stdout, "");
+    assert!(done.stderr.contains("second signal"), "{done:?}");
+}

@@ -1,0 +1,87 @@
+//! `cargo xtask`: one command for each thing a developer, or the CI, wants to have done.
+
+mod bench;
+mod cargo;
+mod interrupt;
+mod machine;
+mod services;
+mod stop;
+mod test;
+
+use clap::{Args, Parser, Subcommand};
+use interrupt::Interrupt;
+use std::{ffi::OsString, process::ExitCode};
+use stop::Stop;
+
+/// Development tasks of this workspace.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Make the machine ready and run formatter, lints, docs and every test, on servers of its own
+    Test(test::Selection),
+    /// Start Kafka and Redis on free loopback ports, print their URLs, and stay until Ctrl-C
+    Services,
+    /// Run the benches on servers of their own and print their table
+    Bench(BenchArgs),
+    /// Install what this machine lacks for the tasks above, and do nothing else
+    Install,
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// Print one JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Further arguments, handed to the benches as they are
+    #[arg(last = true)]
+    rest: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = Interrupt::install().and_then(|interrupt| match cli.task {
+        Task::Test(selection) => test::run(&selection, &interrupt),
+        Task::Services => services::run(&interrupt),
+        Task::Bench(args) => bench::run(args.json, &args.rest, &interrupt),
+        Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Failed(why)) => {
+            eprintln!("\nxtask: {why}");
+            ExitCode::FAILURE
+        }
+        Err(Stop::Interrupted) => {
+            // Those of tests that were stopped half way.
+            xtask::servers::remove_abandoned();
+            eprintln!("\nxtask: interrupted; everything it started is stopped");
+            ExitCode::from(130)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn steps_are_chosen_by_name() {
+        let cli = Cli::try_parse_from(["xtask", "test", "--only", "format", "--only", "lint"]).unwrap();
+        let Task::Test(selection) = cli.task else { panic!("{cli:?}") };
+        assert!(selection.includes(test::Step::Lint));
+        assert!(!selection.includes(test::Step::Tests));
+        assert!(Cli::try_parse_from(["xtask", "test", "--only", "nonsense"]).is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! `cargo xtask test`: everything that must hold before a change goes in.
+
+use crate::{cargo, interrupt::Interrupt, machine, services::Services, stop::Stop};
+use clap::{Args, ValueEnum};
+use std::time::Instant;
+use xtask::servers::{KAFKA_VARIABLE, REDIS_VARIABLE};
+
+/// Which steps to do; all of them by default.
+#[derive(Debug, Args)]
+pub(crate) struct Selection {
+    /// Do this step only (may be repeated)
+    #[arg(long, value_name = "STEP", conflicts_with = "skip")]
+    only: Vec<Step>,
+    /// Leave this step out (may be repeated)
+    #[arg(long, value_name = "STEP")]
+    skip: Vec<Step>,
+}
+
+impl Selection {
+    pub(crate) fn includes(&self, step: Step) -> bool {
+        if self.only.is_empty() { !self.skip.contains(&step) } else { self.only.contains(&step) }
+    }
+}
+
+/// The steps, in their order: what is quick and often wrong comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Step {
+    /// Look what this machine lacks, and install it where that is possible
+    Machine,
+    /// Formatter
+    Format,
+    /// Lints of all code, warnings are errors
+    Lint,
+    /// API documentation, warnings are errors
+    Docs,
+    /// What is in the dependency tree of the core
+    Tree,
+    /// The example with each set of features
+    Examples,
+    /// Unit, doc, integration and example tests, with Kafka and Redis running
+    Tests,
+}
+
+/// What the core must not depend on.
+const FOREIGN_TO_CORE: [&str; 5] = ["rdkafka", "rdkafka-sys", "redis", "lapin", "sqlx"];
+
+/// Does the chosen steps and stops at the first that fails.
+pub(crate) fn run(selection: &Selection, interrupt: &Interrupt) -> Result<(), Stop> {
+    let begin = Instant::now();
+    for &step in Step::value_variants().iter().filter(|step| selection.includes(**step)) {
+        interrupt.check()?;
+        let name = step.name();
+        eprintln!("\n==> {name} (at {:.0} s)", begin.elapsed().as_secs_f64());
+        let step_begin = Instant::now();
+        step.run(interrupt).map_err(|stop| match stop {
+            Stop::Failed(why) => Stop::failed(format!("step `{name}` failed: {why}")),
+            Stop::Interrupted => Stop::Interrupted,
+        })?;
+        eprintln!("    {name}: ok, {:.1} s", step_begin.elapsed().as_secs_f64());
+    }
+    eprintln!("\nAll steps passed, in {:.0} s.", begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+impl Step {
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    fn run(self, interrupt: &Interrupt) -> Result<(), Stop> {
+        match self {
+            Self::Machine => machine::prepare(&machine::EVERYTHING, interrupt),
+            Self::Format => {
+                component("fmt", "rustfmt")?;
+                cargo::run(cargo::cargo().args(["fmt", "--all", "--check"]), interrupt)
+            }
+            Self::Lint => {
+                component("clippy", "clippy")?;
+                let features = cargo::all_features()?;
+                let lint = ["clippy", "--workspace", "--all-targets", "--features", &features];
+                cargo::run(cargo::cargo().args(lint).args(["--", "-D", "warnings"]), interrupt)
+            }
+            Self::Docs => {
+                let features = cargo::all_features()?;
+                let docs = ["doc", "--workspace", "--no-deps", "--features", &features];
+                cargo::run(cargo::cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"), interrupt)
+            }
+            Self::Tree => tree(),
+            Self::Examples => {
+                let build = ["build", "--package", "orders"];
+                cargo::run(cargo::cargo().args(build), interrupt)?;
+                cargo::run(cargo::cargo().args(build).args(["--features", "kafka,redis"]), interrupt)
+            }
+            Self::Tests => tests(interrupt),
+        }
+    }
+}
+
+fn component(subcommand: &str, component: &str) -> Result<(), Stop> {
+    cargo::output(&[subcommand, "--version"])
+        .map(drop)
+        .map_err(|_| Stop::failed(format!("{component} is not installed: rustup component add {component}")))
+}
+
+fn tree() -> Result<(), Stop> {
+    let arguments =
+        ["tree", "--package", "consumer-core", "--edges", "normal", "--all-features", "--prefix", "none"];
+    let found = cargo::packages_in_tree(&cargo::output(&arguments)?, &FOREIGN_TO_CORE);
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Stop::failed(format!("consumer-core depends on {}, which only adapters may", found.join(", "))))
+}
+
+fn tests(interrupt: &Interrupt) -> Result<(), Stop> {
+    let features = cargo::all_features()?;
+    let test = ["test", "--workspace", "--features", &features];
+    // Before the servers, which would idle for minutes on a first build.
+    cargo::run(cargo::cargo().args(test).arg("--no-run"), interrupt)?;
+    let services = Services::start(interrupt)?;
+    let mut run = cargo::cargo();
+    run.args(test).args(["--", "--include-ignored"]);
+    run.env(KAFKA_VARIABLE, services.kafka.bootstrap()).env(REDIS_VARIABLE, services.redis.url());
+    cargo::run(&mut run, interrupt)
+}
