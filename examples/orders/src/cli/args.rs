@@ -1,4 +1,9 @@
 //! Commands and options, as section by section of `orders --help`.
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::invalid_html_tags,
+    reason = "the texts of --help, as clap shows them"
+)]
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
