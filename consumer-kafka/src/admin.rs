@@ -9,8 +9,9 @@ use std::{
 use rdkafka::{
     ClientContext,
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
-    client::Client,
+    client::DefaultClientContext,
     config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError as DriverError, RDKafkaErrorCode as Code},
     types::RDKafkaType,
 };
@@ -33,8 +34,25 @@ const DEAD_LETTER_ROOM: u64 = 16 << 10;
 pub struct KafkaAdmin {
     connection: Connection,
     timeout: Duration,
-    /// Taken on drop, since the end of the client blocks.
-    client: Option<Arc<AdminClient<Watch>>>,
+    /// What topics are looked up with. The driver's own client for administration never says why it gets no answer.
+    client: Arc<EndsElsewhere<BaseConsumer<Watch>>>,
+}
+
+/// A client whose end blocks, for up to 100 ms: it ends on a thread of its own.
+struct EndsElsewhere<T: Send + 'static>(Option<T>);
+
+impl<T: Send> EndsElsewhere<T> {
+    fn get(&self) -> Result<&T, KafkaError> {
+        self.0.as_ref().ok_or_else(|| KafkaError::new(Kind::Other, "the kafka client has ended"))
+    }
+}
+
+impl<T: Send> Drop for EndsElsewhere<T> {
+    fn drop(&mut self) {
+        let Some(client) = self.0.take() else { return };
+        // Without a thread the client is dropped with the closure, here.
+        let _ = std::thread::Builder::new().name("kafka-admin".to_owned()).spawn(move || drop(client));
+    }
 }
 
 struct Watch(Trouble);
@@ -49,6 +67,8 @@ impl ClientContext for Watch {
         tracing::debug!(%error, reason, "kafka admin error");
     }
 }
+
+impl ConsumerContext for Watch {}
 
 impl KafkaAdmin {
     /// A client for these brokers: `host:port[,host:port]`. It connects in the background.
@@ -71,10 +91,10 @@ impl KafkaAdmin {
     pub(crate) fn with(connection: Connection) -> Result<Self, KafkaError> {
         let mut config = connection.config(DEFAULTS);
         config.set("allow.auto.create.topics", "false");
-        validate(&config, RDKafkaType::RD_KAFKA_PRODUCER)?;
-        let client: AdminClient<Watch> =
+        validate(&config, RDKafkaType::RD_KAFKA_CONSUMER)?;
+        let client: BaseConsumer<Watch> =
             config.create_with_context(Watch(Trouble::default())).map_err(KafkaError::from_config)?;
-        Ok(Self { connection, timeout: TIMEOUT, client: Some(Arc::new(client)) })
+        Ok(Self { connection, timeout: TIMEOUT, client: Arc::new(EndsElsewhere(Some(client))) })
     }
 
     /// Bounds each call. Default: 30 s.
@@ -110,9 +130,8 @@ impl KafkaAdmin {
         }
         let options =
             AdminOptions::new().request_timeout(Some(self.timeout)).operation_timeout(Some(self.timeout));
-        let client = self.client()?;
-        let answers =
-            client.create_topics([&new], &options).await.map_err(|error| self.explain(&doing, &error))?;
+        let answers = self.administration()?.get()?.create_topics([&new], &options).await;
+        let answers = answers.map_err(|error| self.explain(&doing, &error))?;
         let created = match answers.into_iter().next() {
             Some(Ok(_)) => true,
             Some(Err((_, Code::TopicAlreadyExists))) => false,
@@ -141,12 +160,12 @@ impl KafkaAdmin {
         let doing = format!("looking for the topic `{topic}`");
         let began = Instant::now();
         loop {
-            let (client, name) = (self.client()?, topic.to_owned());
+            let (client, name) = (self.client.clone(), topic.to_owned());
             let looked = tokio::task::spawn_blocking(move || {
-                let client: &Client<Watch> = client.inner();
-                client
-                    .fetch_metadata(Some(&name), Duration::from_secs(1))
-                    .map(|found| topic_state(&found, &name))
+                let client = client.get().map_err(|_| DriverError::Canceled)?;
+                let found = client.fetch_metadata(Some(&name), Duration::from_secs(1));
+                trouble::listen(client);
+                found.map(|found| topic_state(&found, &name))
             });
             let error = match looked.await.unwrap_or(Err(DriverError::Canceled)) {
                 Ok(Ok(count)) => return Ok(u32::try_from(count).ok()),
@@ -160,7 +179,7 @@ impl KafkaAdmin {
                 Ok(Err(code)) => DriverError::MetadataFetch(code),
                 Err(error) => error,
             };
-            if began.elapsed() >= self.timeout || self.client()?.inner().context().0.refused() {
+            if began.elapsed() >= self.timeout || self.client.get()?.context().0.refused() {
                 return Err(self.explain(&doing, &error));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -182,11 +201,12 @@ impl KafkaAdmin {
             return Err(KafkaError::new(Kind::MissingTopic, message));
         }
         let options = AdminOptions::new().request_timeout(Some(self.timeout));
-        let client = self.client()?;
-        let answers = client
+        let answers = self
+            .administration()?
+            .get()?
             .describe_configs([&ResourceSpecifier::Topic(topic)], &options)
-            .await
-            .map_err(|error| self.explain(&doing, &error))?;
+            .await;
+        let answers = answers.map_err(|error| self.explain(&doing, &error))?;
         let settings = match answers.into_iter().next() {
             Some(Ok(settings)) => settings,
             Some(Err(code)) => return Err(self.explain(&doing, &DriverError::AdminOp(code))),
@@ -221,8 +241,10 @@ impl KafkaAdmin {
         Ok(found >= wanted)
     }
 
-    fn client(&self) -> Result<Arc<AdminClient<Watch>>, KafkaError> {
-        self.client.clone().ok_or_else(|| KafkaError::new(Kind::Other, "the kafka client has ended"))
+    fn administration(&self) -> Result<EndsElsewhere<AdminClient<DefaultClientContext>>, KafkaError> {
+        let mut config = self.connection.config(DEFAULTS);
+        config.set("allow.auto.create.topics", "false");
+        config.create().map(|client| EndsElsewhere(Some(client))).map_err(KafkaError::from_config)
     }
 
     fn explain(&self, doing: &str, error: &DriverError) -> KafkaError {
@@ -232,21 +254,13 @@ impl KafkaAdmin {
                 KafkaError::new(Kind::Denied, format!("kafka at {brokers} does not permit {doing}: {error}"))
             }
             Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::RequestTimedOut) | None => {
-                match &self.client {
-                    Some(client) => client.inner().context().0.explain(brokers, doing, error),
-                    None => KafkaError::new(Kind::Other, error.to_string()),
+                match self.client.get() {
+                    Ok(client) => client.context().0.explain(brokers, doing, error),
+                    Err(ended) => ended,
                 }
             }
             Some(_) => KafkaError::new(Kind::Other, format!("{doing} at kafka {brokers} failed: {error}")),
         }
-    }
-}
-
-impl Drop for KafkaAdmin {
-    fn drop(&mut self) {
-        let Some(client) = self.client.take().and_then(Arc::into_inner) else { return };
-        // Without a thread the client is dropped with the closure, here: it blocks for up to 100 ms.
-        let _ = std::thread::Builder::new().name("kafka-admin".to_owned()).spawn(move || drop(client));
     }
 }
 

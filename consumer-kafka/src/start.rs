@@ -16,6 +16,7 @@ use crate::{
     builder::StartPosition,
     error::{KafkaError, Kind},
     rebalance::Callbacks,
+    trouble,
 };
 
 /// One look-up; a client that is not connected answers late.
@@ -143,8 +144,7 @@ fn check_topic(
     let mut first_missed = None;
     loop {
         let outcome = consumer.fetch_metadata(Some(topic), Duration::from_millis(500));
-        // Serves the callback that says why there was no answer.
-        let _ = consumer.poll(Duration::ZERO);
+        trouble::listen(consumer);
         let brokers = &callbacks.brokers;
         let error = match outcome {
             Ok(metadata) => match topic_state(&metadata, topic) {

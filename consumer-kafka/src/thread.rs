@@ -34,7 +34,8 @@ const POLL: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a flush tries to commit.
 const FLUSH: Duration = Duration::from_secs(10);
-const RETRY_COMMIT: Duration = Duration::from_millis(500);
+/// The wait after a commit that failed. Most fail for a rebalance, which is over in a moment.
+const RETRY_COMMIT: Duration = Duration::from_millis(100);
 /// How long leaving the group may take before the close stops waiting for it.
 const LEAVE: Duration = Duration::from_secs(10);
 
@@ -318,7 +319,7 @@ impl Worker {
                 Err(error) => {
                     tracing::warn!(%error, "offsets were not committed; they will be tried again");
                     self.retry_commit = Some(now + RETRY_COMMIT);
-                    if is_fenced(&error) {
+                    if is_refused(&error) {
                         self.answer_flush(Err(self.not_committed(&error)));
                     }
                 }
@@ -424,18 +425,13 @@ fn is_final(code: RDKafkaErrorCode, joined: bool) -> bool {
     }
 }
 
-/// The group has gone on without this member: a commit can never succeed.
-fn is_fenced(error: &DriverError) -> bool {
+/// A commit that can never succeed. A generation that is over is none of these: the rebalance that ended it either
+/// leaves a partition here, and the commit is repeated in the new generation, or takes it away, and there is nothing
+/// to commit for it any more.
+fn is_refused(error: &DriverError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         error.rdkafka_error_code(),
-        Some(
-            Code::IllegalGeneration
-                | Code::UnknownMemberId
-                | Code::FencedInstanceId
-                | Code::FencedMemberEpoch
-                | Code::GroupAuthorizationFailed
-                | Code::Fatal
-        )
+        Some(Code::FencedInstanceId | Code::GroupAuthorizationFailed | Code::Fatal)
     )
 }

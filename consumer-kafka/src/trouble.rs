@@ -1,9 +1,13 @@
 //! What a client last said about its connections: the reason behind a call that merely timed out.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use rdkafka::{
     config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, ConsumerContext},
     error::{KafkaError as DriverError, RDKafkaErrorCode},
 };
 
@@ -64,6 +68,13 @@ impl Trouble {
                 format!("kafka at {brokers} does not answer ({doing}): {fallback}"),
             ),
         }
+    }
+}
+
+/// Lets the client say why there was no answer: it tells only who polls it, and each call serves one event.
+pub(crate) fn listen<C: ConsumerContext>(consumer: &BaseConsumer<C>) {
+    for _ in 0..64 {
+        let _ = consumer.poll(Duration::ZERO);
     }
 }
 

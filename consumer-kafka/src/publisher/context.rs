@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -37,7 +37,6 @@ pub(super) struct Sent {
 pub(super) struct Reports {
     brokers: String,
     trouble: Trouble,
-    producer: OnceLock<Weak<BaseProducer<Self>>>,
     /// Waits for room in the driver's queue: as long as anything does, everything queues up behind it.
     waiting: Mutex<VecDeque<Pending>>,
     count: AtomicUsize,
@@ -48,16 +47,9 @@ impl Reports {
         Self {
             brokers: brokers.to_owned(),
             trouble: Trouble::default(),
-            producer: OnceLock::new(),
             waiting: Mutex::default(),
             count: AtomicUsize::new(0),
         }
-    }
-
-    /// A delivery report makes room, and what waits is sent from there.
-    pub(super) fn attach(&self, producer: &Arc<BaseProducer<Self>>) {
-        // Called once, when the publisher is built.
-        let _ = self.producer.set(Arc::downgrade(producer));
     }
 
     pub(super) fn has_waiting(&self) -> bool {
@@ -73,7 +65,7 @@ impl Reports {
         } else {
             self.wait(pending);
         }
-        // The report that would have made room may have come before this message began to wait.
+        // There may have been room again before this message began to wait.
         self.send_waiting(producer);
     }
 
@@ -92,7 +84,12 @@ impl Reports {
         self.count.store(waiting.len(), Ordering::SeqCst);
     }
 
-    fn send_waiting(&self, producer: &BaseProducer<Self>) {
+    /// To be called when there may be room: that is *after* delivery reports were served, since the driver counts a
+    /// message until its report is freed.
+    pub(super) fn send_waiting(&self, producer: &BaseProducer<Self>) {
+        if !self.has_waiting() {
+            return;
+        }
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(pending) = waiting.pop_front() {
             if let Err(pending) = self.send(producer, pending) {
@@ -206,10 +203,5 @@ impl ProducerContext<NoCustomPartitioner> for Reports {
         };
         // Whoever dropped the future does not want to know.
         let _ = answer.send(outcome);
-        if self.has_waiting()
-            && let Some(producer) = self.producer.get().and_then(Weak::upgrade)
-        {
-            self.send_waiting(&producer);
-        }
     }
 }

@@ -29,6 +29,9 @@ use context::{Pending, Reports};
 
 /// How long messages that are not confirmed may still go out after the last clone is gone.
 const LINGER: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+/// While messages wait for room in the driver's queue.
+const POLL_FULL: Duration = Duration::from_millis(1);
 
 /// Publishes with `acks=all`, idempotence and the Java client's partitioner (`murmur2_random`). Made by
 /// [`KafkaPublisher::builder`], [`KafkaPublisher::from_url`] or [`KafkaSource::publisher`](crate::KafkaSource::publisher).
@@ -83,7 +86,6 @@ impl KafkaPublisherBuilder {
         let producer: BaseProducer<Reports> =
             config.create_with_context(reports).map_err(KafkaError::from_config)?;
         let producer = Arc::new(producer);
-        producer.context().attach(&producer);
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (producer.clone(), stop.clone());
         thread::Builder::new()
@@ -106,15 +108,21 @@ impl fmt::Debug for KafkaPublisherBuilder {
 /// thread, since its end blocks.
 fn serve(producer: &Arc<BaseProducer<Reports>>, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
-        producer.poll(Duration::from_millis(100));
+        serve_once(producer);
     }
     let deadline = std::time::Instant::now() + LINGER;
     while producer.context().has_waiting() && std::time::Instant::now() < deadline {
-        producer.poll(Duration::from_millis(100));
+        serve_once(producer);
     }
     if let Err(error) = producer.flush(deadline.saturating_duration_since(std::time::Instant::now())) {
         tracing::warn!(%error, "messages were not confirmed before the publisher ended");
     }
+}
+
+fn serve_once(producer: &BaseProducer<Reports>) {
+    // A poll takes its whole time, however much comes.
+    producer.poll(if producer.context().has_waiting() { POLL_FULL } else { POLL });
+    producer.context().send_waiting(producer);
 }
 
 impl KafkaPublisher {
