@@ -119,7 +119,11 @@ impl KafkaSourceBuilder {
     }
 
     /// Makes this a static member of the group: when it comes back under the same name within the session timeout, no
-    /// rebalance happens. The name is to be unique within the group; a second one of the name throws the first out.
+    /// rebalance happens. The name is to be unique within the group; a second one of the name throws the first out, and
+    /// that one ends with an error.
+    ///
+    /// With [`GroupProtocol::Consumer`] that holds for a member that was closed. After a crash the broker refuses the
+    /// name until the old session has timed out, and until then the source ends with an error: start it again.
     pub fn static_member(mut self, id: impl Into<String>) -> Self {
         self.options.static_member = Some(id.into());
         self

@@ -5,18 +5,25 @@
 
 use std::{
     io,
-    sync::{Weak, mpsc},
+    sync::{
+        Weak,
+        mpsc::{self, TryRecvError},
+    },
     thread::{self, JoinHandle, Thread},
 };
 
 use rdkafka::{
-    consumer::{BaseConsumer, CommitMode, Consumer},
+    consumer::{BaseConsumer, Consumer},
     error::KafkaError as DriverError,
 };
 
 use crate::{partition::Commit, rebalance::Callbacks};
 
 pub(crate) type Answer = (Commit, Result<(), DriverError>);
+
+/// The thread has ended by a panic.
+#[derive(Debug)]
+pub(crate) struct Gone;
 
 /// One commit at a time is on its way, so an older offset never overtakes a newer one.
 #[derive(Debug)]
@@ -35,9 +42,9 @@ impl Committer {
         let serve = move || {
             for commit in requested {
                 let Some(consumer) = consumer.upgrade() else { return };
-                let outcome = consumer.commit(&commit.list(), CommitMode::Sync);
+                let outcome = consumer.context().commit(&consumer, commit);
                 drop(consumer);
-                if answer.send((commit, outcome)).is_err() {
+                if answer.send(outcome).is_err() {
                     return;
                 }
                 wake.unpark();
@@ -55,10 +62,19 @@ impl Committer {
         self.busy = self.requests.send(commit).is_ok();
     }
 
-    pub(crate) fn answer(&mut self) -> Option<Answer> {
-        let answer = self.answers.try_recv().ok()?;
-        self.busy = false;
-        Some(answer)
+    /// The answer to the last commit, once it is there.
+    ///
+    /// # Errors
+    /// When the thread is gone, which it never should be.
+    pub(crate) fn answer(&mut self) -> Result<Option<Answer>, Gone> {
+        match self.answers.try_recv() {
+            Ok(answer) => {
+                self.busy = false;
+                Ok(Some(answer))
+            }
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(Gone),
+        }
     }
 
     /// Waits for the commit that is on its way.

@@ -37,13 +37,20 @@ impl Connection {
         &self.brokers
     }
 
+    /// Under its first name if it has two: the driver would take whichever comes last.
     pub(crate) fn put(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.properties.insert(name.into(), value.into());
+        let name = name.into();
+        let first = ALIASES.iter().find(|(_, alias)| *alias == name).map(|(first, _)| (*first).to_owned());
+        self.properties.insert(first.unwrap_or(name), value.into());
     }
 
     #[cfg(test)]
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.properties.get(name).map(String::as_str)
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.properties.keys().map(String::as_str)
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -65,7 +72,7 @@ impl Connection {
     pub(crate) fn config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         for (name, value) in defaults {
-            if !self.overrides(name) {
+            if !self.has(name) {
                 config.set(*name, *value);
             }
         }
@@ -75,11 +82,6 @@ impl Connection {
         config.set("bootstrap.servers", &self.brokers);
         config.set_log_level(RDKafkaLogLevel::Info);
         config
-    }
-
-    fn overrides(&self, name: &str) -> bool {
-        self.has(name)
-            || ALIASES.iter().any(|(a, b)| (*a == name && self.has(b)) || (*b == name && self.has(a)))
     }
 
     /// The first property that is not taken, as an error.
@@ -103,12 +105,13 @@ impl Connection {
     }
 }
 
-/// Two names of one property: the driver takes whichever comes last.
+/// Two names of one property, ours first.
 const ALIASES: &[(&str, &str)] = &[
+    ("sasl.mechanism", "sasl.mechanisms"),
     ("delivery.timeout.ms", "message.timeout.ms"),
     ("linger.ms", "queue.buffering.max.ms"),
     ("compression.type", "compression.codec"),
-    ("fetch.message.max.bytes", "max.partition.fetch.bytes"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
 ];
 
 fn is_shared(name: &str) -> bool {
@@ -165,9 +168,12 @@ pub(crate) const PUBLISHER_DEFAULTS: &[(&str, &str)] = &[
     ("linger.ms", "2"),
     ("delivery.timeout.ms", "30000"),
     ("queue.buffering.max.messages", "100000"),
-    ("queue.buffering.max.kbytes", "32768"),
-    // How large a message may be is the topic's affair.
+    // Room for the largest message: one that never fits would wait for ever.
+    ("queue.buffering.max.kbytes", "65536"),
+    // How large a message may be is the topic's affair. A batch that the topic does not take fails all messages in it,
+    // and the driver does not split it, so batches stay far below the 1 MiB that topics take by default.
     ("message.max.bytes", "67108864"),
+    ("batch.size", "131072"),
     ("topic.metadata.propagation.max.ms", "5000"),
     ("client.id", "consumer-kafka"),
     ("reconnect.backoff.max.ms", "2000"),
@@ -195,6 +201,7 @@ pub(crate) fn refused_for_consumer(name: &str, protocol: GroupProtocol) -> Optio
         "group.instance.id" => "set it by `.static_member(…)`",
         "group.protocol" => "set it by `.group_protocol(…)`",
         "auto.offset.reset" => "set it by `.start(…)`, which never skips messages behind a committed offset",
+        "check.crcs" => "a damaged batch would be skipped, and with it the messages in it",
         "enable.partition.eof" => "an end of a partition would be taken for an error",
         "allow.auto.create.topics" => CREATE,
         "statistics.interval.ms" => "lag and the state of the connection are read from the statistics",
@@ -282,8 +289,8 @@ mod tests {
         connection.put("message.timeout.ms", "7");
         connection.put("linger.ms", "9");
         let config = connection.config(PUBLISHER_DEFAULTS);
-        assert_eq!(config.get("delivery.timeout.ms"), None);
-        assert_eq!(config.get("message.timeout.ms"), Some("7"));
+        assert_eq!(config.get("delivery.timeout.ms"), Some("7"));
+        assert_eq!(config.get("message.timeout.ms"), None);
         assert_eq!(config.get("linger.ms"), Some("9"));
     }
 

@@ -19,6 +19,7 @@ pub(crate) struct Partition {
     pub(crate) end: AtomicI64,
     /// Where consuming began; negative when unknown.
     pub(crate) begin: AtomicI64,
+    caught_up: Mutex<(u64, u64)>,
 }
 
 /// How far an assignment has come.
@@ -31,18 +32,39 @@ pub(crate) struct Progress {
 }
 
 impl Partition {
-    pub(crate) fn new(topic: Arc<str>, id: i32, start: Option<u64>) -> Arc<Self> {
+    pub(crate) fn new(topic: Arc<str>, id: i32) -> Arc<Self> {
         // 0 is left out so that a forgotten scope is not taken for a real one.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             scope: NEXT.fetch_add(1, Ordering::Relaxed),
             topic,
             id,
-            progress: Mutex::new(Progress { next: start, settled: 0 }),
+            progress: Mutex::default(),
             released: AtomicBool::new(false),
             end: AtomicI64::new(-1),
             begin: AtomicI64::new(-1),
+            caught_up: Mutex::default(),
         })
+    }
+
+    /// Nothing was fetched ahead when everything below `taken` had been taken: up to `next`, where the next fetch
+    /// begins, there are no messages, only markers of transactions and the like.
+    pub(crate) fn caught_up(&self, taken: u64, next: i64) {
+        if let Ok(next) = u64::try_from(next) {
+            *self.caught_up.lock().unwrap_or_else(PoisonError::into_inner) = (taken, next);
+        }
+    }
+
+    /// How many messages lie behind `position`, markers at the end left out; `None` while that is not known.
+    pub(crate) fn lag(&self, position: Option<u64>) -> Option<u64> {
+        let end = u64::try_from(self.end.load(Ordering::Relaxed)).ok()?;
+        let begin = u64::try_from(self.begin.load(Ordering::Relaxed)).ok();
+        let mut position = position.or(begin)?;
+        let (taken, next) = *self.caught_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if position >= taken {
+            position = position.max(next);
+        }
+        Some(end.saturating_sub(position))
     }
 
     pub(crate) fn progress(&self) -> Progress {
@@ -152,6 +174,12 @@ impl Assignment {
         (!entries.is_empty()).then_some(Commit { entries })
     }
 
+    /// Drops from a commit what is not assigned any more.
+    pub(crate) fn keep_ours(&self, commit: &mut Commit) {
+        let ours = |scope: u64| self.slots.iter().any(|slot| slot.partition.scope == scope);
+        commit.entries.retain(|(partition, _)| ours(partition.scope));
+    }
+
     /// The broker has taken the commit. Assignments that have ended meanwhile are not concerned.
     pub(crate) fn committed(&mut self, commit: &Commit) {
         for (partition, progress) in &commit.entries {
@@ -177,7 +205,7 @@ mod tests {
 
     fn assignment() -> (Assignment, Arc<Partition>) {
         let mut assignment = Assignment::default();
-        let partition = Partition::new("t".into(), 0, None);
+        let partition = Partition::new("t".into(), 0);
         assignment.add(partition.clone());
         (assignment, partition)
     }
@@ -196,22 +224,27 @@ mod tests {
     fn fm14_the_answer_to_a_commit_of_an_old_assignment_changes_nothing() {
         let (mut assignment, old) = assignment();
         old.advance(Progress { next: Some(7), settled: 7 });
-        let commit = assignment.to_commit().unwrap();
+        let mut commit = assignment.to_commit().unwrap();
         assignment.remove("t", 0).unwrap();
-        let new = Partition::new("t".into(), 0, None);
+        let new = Partition::new("t".into(), 0);
         assert_ne!(new.scope, old.scope);
         assignment.add(new.clone());
         assignment.committed(&commit);
         assert_eq!(assignment.find("t", 0).unwrap().committed, Progress::default());
         old.advance(Progress { next: Some(9), settled: 9 });
         assert!(assignment.to_commit().is_none());
+        assignment.keep_ours(&mut commit);
+        assert!(commit.entries.is_empty(), "it was on its way when the partition went");
     }
 
     #[test]
-    fn a_start_position_is_committed_before_anything_is_consumed() {
-        let mut assignment = Assignment::default();
-        assignment.add(Partition::new("t".into(), 3, Some(42)));
-        let commit = assignment.to_commit().unwrap();
-        assert_eq!(commit.list().find_partition("t", 3).unwrap().offset(), Offset::Offset(42));
+    fn markers_at_the_end_of_the_log_are_no_lag() {
+        let partition = Partition::new("t".into(), 0);
+        assert_eq!(partition.lag(Some(4)), None);
+        partition.end.store(6, Ordering::Relaxed);
+        assert_eq!(partition.lag(Some(4)), Some(2));
+        partition.caught_up(5, 6);
+        assert_eq!(partition.lag(Some(5)), Some(0), "5 is a marker");
+        assert_eq!(partition.lag(Some(4)), Some(2), "4 was taken, and waits in the buffer");
     }
 }

@@ -14,12 +14,13 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError as DriverError, RDKafkaErrorCode},
+    statistics::Broker,
     types::RDKafkaRespErr,
 };
 
 use crate::{
-    builder::Options,
-    partition::{Assignment, Partition},
+    builder::{GroupProtocol, Options},
+    partition::{Assignment, Commit, Partition},
     shared::{Control, Shared},
     start,
     trouble::{self, Trouble},
@@ -31,6 +32,9 @@ pub(crate) struct Callbacks {
     pub(crate) shared: Arc<Shared>,
     pub(crate) trouble: Trouble,
     assignment: Mutex<Assignment>,
+    /// Held while offsets are committed, and while partitions go: a commit that was begun before must not reach the
+    /// broker when another member has gone on from a later offset.
+    turn: Mutex<()>,
     /// All partitions are paused since the buffer is full.
     pub(crate) holding: AtomicBool,
     connected: AtomicBool,
@@ -49,6 +53,7 @@ impl Callbacks {
             shared,
             trouble: Trouble::default(),
             assignment: Mutex::default(),
+            turn: Mutex::default(),
             holding: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             joined: AtomicBool::new(false),
@@ -57,6 +62,30 @@ impl Callbacks {
 
     pub(crate) fn assignment(&self) -> MutexGuard<'_, Assignment> {
         lock(&self.assignment)
+    }
+
+    /// Commits what is still ours of it. What was committed.
+    pub(crate) fn commit(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        commit: Commit,
+    ) -> (Commit, Result<(), DriverError>) {
+        let _turn = lock(&self.turn);
+        self.commit_in_turn(consumer, commit)
+    }
+
+    fn commit_in_turn(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        mut commit: Commit,
+    ) -> (Commit, Result<(), DriverError>) {
+        self.assignment().keep_ours(&mut commit);
+        let outcome = if commit.entries.is_empty() {
+            Ok(())
+        } else {
+            consumer.commit(&commit.list(), CommitMode::Sync)
+        };
+        (commit, outcome)
     }
 
     pub(crate) fn has_joined(&self) -> bool {
@@ -83,26 +112,24 @@ impl Callbacks {
 
     /// The first assignment is there, be it of no partition.
     fn join(&self) {
-        self.connected.store(true, Ordering::Relaxed);
         if !self.joined.swap(true, Ordering::Relaxed) {
+            self.connected.store(true, Ordering::Relaxed);
             self.trouble.clear();
             self.shared.control(Control::Connected);
         }
     }
 
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) {
-        // The position is looked up before the partitions are assigned: from then on messages come.
-        let starts = match start::resolve(consumer, self, list) {
-            Ok(starts) => starts,
-            Err(error) => {
-                self.shared.fail(&error);
-                return;
-            }
-        };
+        // The position is looked up, and committed, before the partitions are assigned: from then on messages come,
+        // and after a crash the same ones have to come again.
+        if let Err(error) = start::resolve(consumer, self, list) {
+            self.shared.fail(&error);
+            // The driver waits for an answer to its assignment.
+            *list = TopicPartitionList::new();
+        }
         for elem in list.elements() {
-            let start = starts.get(&(elem.topic().to_owned(), elem.partition())).copied();
-            let partition = Partition::new(elem.topic().into(), elem.partition(), start);
-            tracing::info!(topic = elem.topic(), partition = elem.partition(), start, "partition assigned");
+            let partition = Partition::new(elem.topic().into(), elem.partition());
+            tracing::info!(topic = elem.topic(), partition = elem.partition(), start = ?elem.offset(), "partition assigned");
             self.assignment().add(partition.clone());
             self.shared.control(Control::Assigned(partition));
         }
@@ -120,6 +147,7 @@ impl Callbacks {
             tracing::warn!(%error, "newly assigned partitions could not be resumed");
         }
         self.join();
+        self.up();
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
@@ -137,6 +165,9 @@ impl Callbacks {
         }
         if !lost {
             self.wait_for_release(&closing, within);
+        }
+        let _turn = lock(&self.turn);
+        if !lost {
             self.commit_last(consumer, &closing);
         }
         for elem in list.elements() {
@@ -172,10 +203,10 @@ impl Callbacks {
             (!commit.entries.is_empty()).then_some(commit)
         });
         let Some(commit) = commit else { return };
-        match consumer.commit(&commit.list(), CommitMode::Sync) {
-            Ok(()) => self.assignment().committed(&commit),
+        match self.commit_in_turn(consumer, commit) {
+            (commit, Ok(())) => self.assignment().committed(&commit),
             // The group has moved on: another member starts at the last committed offset.
-            Err(error) => tracing::warn!(%error, "offsets of revoked partitions were not committed"),
+            (_, Err(error)) => tracing::warn!(%error, "offsets of revoked partitions were not committed"),
         }
     }
 }
@@ -199,10 +230,12 @@ impl ClientContext for Callbacks {
             && statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
         if up {
             // With no partition for this member the consumer protocol calls nothing back: a second heartbeat means
-            // that the first, by which it joins, was answered.
-            let heartbeats: i64 =
-                statistics.brokers.values().filter_map(|b| b.req.get("ConsumerGroupHeartbeat")).sum();
-            if group.is_some_and(|group| group.join_state == "steady") || heartbeats > 1 {
+            // that the first, by which it joins, was answered. They are the only requests to the coordinator that
+            // the statistics do not count by name.
+            let unnamed = |broker: &Broker| broker.tx as i64 - broker.req.values().sum::<i64>();
+            let heartbeats = statistics.brokers.get("GroupCoordinator").map_or(0, unnamed);
+            let new_protocol = self.options.protocol == GroupProtocol::Consumer;
+            if group.is_some_and(|group| group.join_state == "steady") || new_protocol && heartbeats > 1 {
                 self.join();
             }
             self.up();
@@ -221,6 +254,9 @@ impl ClientContext for Callbacks {
             // Nothing was taken yet: where fetching begins. Then the first message tells.
             if slot.last_offset.is_none() {
                 partition.begin.store(stats.next_offset, Ordering::Relaxed);
+            }
+            if stats.fetchq_cnt == 0 {
+                partition.caught_up(slot.last_offset.map_or(0, |last| last + 1), stats.next_offset);
             }
         }
     }

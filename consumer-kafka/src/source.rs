@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt, mem,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -259,7 +259,8 @@ impl Source for KafkaSource {
                 }
             }
             Settlement::Nack => {
-                if tracked.tracker.give_back(tag.seq) {
+                // In a partition that goes, it is for the next owner.
+                if tracked.tracker.give_back(tag.seq) && !tracked.closing {
                     self.returned.push_back(tag);
                 }
             }
@@ -306,10 +307,7 @@ impl Source for KafkaSource {
         // What is buffered lies behind the position, so it counts.
         let mut lag = 0;
         for tracked in self.partitions.values() {
-            let end = u64::try_from(tracked.partition.end.load(Ordering::Relaxed)).ok()?;
-            let begin = u64::try_from(tracked.partition.begin.load(Ordering::Relaxed)).ok();
-            let position = tracked.tracker.position().or(begin)?;
-            lag += end.saturating_sub(position);
+            lag += tracked.partition.lag(tracked.tracker.position())?;
         }
         Some(lag)
     }

@@ -7,7 +7,7 @@ use std::{
 
 use rdkafka::{
     Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, CommitMode, Consumer},
     error::{KafkaError as DriverError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
@@ -24,29 +24,37 @@ const CALL: Duration = Duration::from_secs(10);
 /// A topic that was just created is not known everywhere at once.
 const MISSING_FOR: Duration = Duration::from_secs(3);
 const LOOK_UP_FOR: Duration = Duration::from_secs(60);
+/// Once running, outages are waited out, as long as the group takes a member for alive that does not poll.
+const LOOK_UP_AGAIN_FOR: Duration = Duration::from_secs(200);
 
 type Starts = HashMap<(String, i32), u64>;
 
-/// Writes the start offsets of partitions without a committed offset into `list` and returns them.
+/// Commits the start offsets of partitions without a committed offset and writes them into `list`.
+///
+/// Without the commit a process that dies before its first one would find no committed offset again, look the end of
+/// the partition up once more, and leave out what came meanwhile.
 pub(crate) fn resolve(
     consumer: &BaseConsumer<Callbacks>,
     callbacks: &Callbacks,
     list: &mut TopicPartitionList,
-) -> Result<Starts, KafkaError> {
+) -> Result<(), KafkaError> {
     if callbacks.options.start == StartPosition::Earliest || list.count() == 0 {
-        return Ok(Starts::new());
+        return Ok(());
     }
-    let deadline = Instant::now() + LOOK_UP_FOR;
+    let deadline = Instant::now() + if callbacks.has_joined() { LOOK_UP_AGAIN_FOR } else { LOOK_UP_FOR };
     loop {
-        match try_resolve(consumer, &callbacks.options.start, list) {
-            Ok(starts) => {
-                for ((topic, partition), offset) in &starts {
-                    let offset = Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX));
-                    if let Err(error) = list.set_partition_offset(topic, *partition, offset) {
-                        tracing::error!(topic, partition, %error, "the start position could not be set");
-                    }
-                }
-                return Ok(starts);
+        match try_resolve(consumer, &callbacks.options.start, list)
+            .and_then(|starts| commit(consumer, starts, list))
+        {
+            Ok(()) => return Ok(()),
+            Err(error) if denied(&error) => {
+                return Err(KafkaError::new(
+                    Kind::Denied,
+                    format!(
+                        "kafka at {} does not permit to find the start position: {error}",
+                        callbacks.brokers
+                    ),
+                ));
             }
             Err(error) if Instant::now() >= deadline || callbacks.shared.is_closing() => {
                 return Err(KafkaError::new(
@@ -60,6 +68,30 @@ pub(crate) fn resolve(
             }
         }
     }
+}
+
+fn commit(
+    consumer: &BaseConsumer<Callbacks>,
+    starts: Starts,
+    list: &mut TopicPartitionList,
+) -> KafkaResult<()> {
+    if starts.is_empty() {
+        return Ok(());
+    }
+    let mut found = TopicPartitionList::with_capacity(starts.len());
+    for ((topic, partition), offset) in &starts {
+        let offset = Offset::Offset(i64::try_from(*offset).unwrap_or(i64::MAX));
+        found.add_partition_offset(topic, *partition, offset)?;
+        list.set_partition_offset(topic, *partition, offset)?;
+    }
+    consumer.commit(&found, CommitMode::Sync)
+}
+
+fn denied(error: &DriverError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed)
+    )
 }
 
 fn try_resolve(

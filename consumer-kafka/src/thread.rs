@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use rdkafka::{
 
 use crate::{
     builder::Options,
-    commit::Committer,
+    commit::{Committer, Gone},
     convert,
     error::{KafkaError, Kind},
     partition::Partition,
@@ -34,8 +35,10 @@ const POLL: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a flush tries to commit.
 const FLUSH: Duration = Duration::from_secs(10);
-/// The wait after a commit that failed. Most fail for a rebalance, which is over in a moment.
-const RETRY_COMMIT: Duration = Duration::from_millis(100);
+const RETRY_COMMIT: Duration = Duration::from_millis(500);
+const AFTER_REBALANCE: Duration = Duration::from_millis(50);
+/// How often the same trouble is told.
+const WORD: Duration = Duration::from_secs(10);
 /// How long leaving the group may take before the close stops waiting for it.
 const LEAVE: Duration = Duration::from_secs(10);
 
@@ -46,14 +49,22 @@ pub(crate) fn spawn(
     shared: Arc<Shared>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("kafka-source".to_owned()).spawn(move || {
-        let callbacks = Callbacks::new(brokers, options, shared.clone());
-        let outcome = match join(&config, callbacks) {
-            Ok((consumer, committer)) => Worker::new(consumer, shared.clone(), committer).run(),
-            Err(error) => {
-                shared.fail(&error);
-                Ok(())
+        let work = || {
+            let callbacks = Callbacks::new(brokers, options, shared.clone());
+            match join(&config, callbacks) {
+                Ok((consumer, committer)) => Worker::new(consumer, shared.clone(), committer).run(),
+                Err(error) => {
+                    shared.fail(&error);
+                    Ok(())
+                }
             }
         };
+        // Nobody else would tell the runtime, which would wait for ever.
+        let outcome = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            let message = "the thread of the kafka source has panicked".to_owned();
+            shared.fail(&KafkaError::new(Kind::Other, &*message));
+            Err(message)
+        });
         shared.closed(outcome);
     })
 }
@@ -110,14 +121,13 @@ fn leave(consumer: Arc<BaseConsumer<Callbacks>>, committer: Option<Committer>) -
         if let Some(committer) = committer {
             committer.end();
         }
-        if let Err(error) = consumer.close_queue() {
-            tracing::debug!(%error, "the consumer was closed already");
-        }
+        // After a fatal error the driver does not leave the group, and never says that it has.
+        let leaves = consumer.close_queue().is_ok();
         // The driver waits for ever, at its end, for messages that nobody took from its queue.
         let mut idle = 0;
         while idle < 2 {
             let polled = consumer.poll(Duration::from_millis(10)).is_some();
-            idle = if polled || !consumer.closed() { 0 } else { idle + 1 };
+            idle = if polled || leaves && !consumer.closed() { 0 } else { idle + 1 };
         }
         let _ = done.send(());
         drop(consumer);
@@ -132,12 +142,16 @@ struct Worker {
     shared: Arc<Shared>,
     committer: Committer,
     batch: Vec<Queued>,
+    received: bool,
     /// Since when the buffer is full.
     full_since: Option<Instant>,
     next_commit: Instant,
     /// Set after a commit that failed.
     retry_commit: Option<Instant>,
     next_look: Instant,
+    /// When it is said next that the group does not let this member in.
+    next_word: Instant,
+    warned: Option<(RDKafkaErrorCode, Instant)>,
     flush: Option<(u64, Instant)>,
     flushed: Result<(), String>,
 }
@@ -153,10 +167,13 @@ impl Worker {
             shared,
             committer,
             batch: Vec::with_capacity(BATCH),
+            received: false,
             full_since: None,
             next_commit,
             retry_commit: None,
             next_look: now,
+            next_word: now + WORD,
+            warned: None,
             flush: None,
             flushed: Ok(()),
         }
@@ -225,7 +242,7 @@ impl Worker {
             }
         }
         if !self.batch.is_empty() {
-            callbacks.up();
+            self.received = true;
             self.shared.push(&mut self.batch);
         }
     }
@@ -264,15 +281,18 @@ impl Worker {
         }
     }
 
-    fn on_error(&self, error: &DriverError) {
+    fn on_error(&mut self, error: &DriverError) {
+        let code = error.rdkafka_error_code();
         let fatal = match error {
             DriverError::MessageConsumptionFatal(_) => true,
-            other => {
-                other.rdkafka_error_code().is_some_and(|code| is_final(code, self.callbacks.has_joined()))
-            }
+            _ => code.is_some_and(|code| is_final(code, self.received)),
         };
         if fatal {
             let callbacks = &self.callbacks;
+            // The code alone says no more than that it is fatal.
+            let cause =
+                self.consumer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"));
+            let cause = cause.unwrap_or_else(|| error.to_string());
             let kind = match error.rdkafka_error_code() {
                 Some(
                     RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed,
@@ -280,14 +300,32 @@ impl Worker {
                 _ => Kind::Other,
             };
             let message = format!(
-                "the group `{}` cannot consume {:?} at kafka {}: {error}",
+                "the group `{}` cannot consume {:?} at kafka {}: {cause}",
                 callbacks.options.scope(),
                 callbacks.options.topics,
                 callbacks.brokers
             );
             self.shared.fail(&KafkaError::new(kind, message));
+        } else if let Some(code) = code
+            && !is_outage(code)
+            && self.warned.is_none_or(|(last, at)| last != code || at.elapsed() >= WORD)
+        {
+            self.warned = Some((code, Instant::now()));
+            tracing::warn!(%error, group = self.callbacks.options.scope(), "kafka does not deliver as it should");
         }
         tracing::debug!(%error, fatal, "kafka consumer error");
+    }
+
+    /// A start that does not get on is not an error, since the group may be waiting for another member; but it shows.
+    fn speak_while_joining(&mut self, now: Instant) {
+        if self.callbacks.has_joined() || now < self.next_word {
+            return;
+        }
+        self.next_word = now + WORD;
+        let late = DriverError::Global(RDKafkaErrorCode::OperationTimedOut);
+        let doing = format!("joining the group `{}`", self.callbacks.options.scope());
+        let reason = self.callbacks.trouble.explain(&self.callbacks.brokers, &doing, &late);
+        tracing::warn!(%reason, "no partitions were assigned yet; the source goes on trying");
     }
 
     /// Commits, flushes and the state of partitions, each as it is due.
@@ -304,6 +342,7 @@ impl Worker {
             return;
         }
         self.next_look = now + POLL;
+        self.speak_while_joining(now);
         self.resume_below_limit();
         let half = self.callbacks.options.max_uncommitted / 2;
         let early = || self.callbacks.assignment().slots().iter().any(|slot| slot.uncommitted() > half);
@@ -313,16 +352,23 @@ impl Worker {
 
     /// Takes the answer to the last commit and starts the next one when it is due.
     fn serve_commits(&mut self, now: Instant, due: bool) {
-        if let Some((commit, outcome)) = self.committer.answer() {
-            match outcome {
-                Ok(()) => self.callbacks.assignment().committed(&commit),
-                Err(error) => {
+        match self.committer.answer() {
+            Ok(None) => {}
+            Ok(Some((commit, Ok(())))) => self.callbacks.assignment().committed(&commit),
+            Ok(Some((_, Err(error)))) => {
+                let passing = is_of_a_rebalance(&error);
+                if !passing {
                     tracing::warn!(%error, "offsets were not committed; they will be tried again");
-                    self.retry_commit = Some(now + RETRY_COMMIT);
-                    if is_refused(&error) {
-                        self.answer_flush(Err(self.not_committed(&error)));
-                    }
                 }
+                self.retry_commit = Some(now + if passing { AFTER_REBALANCE } else { RETRY_COMMIT });
+                if is_refused(&error) {
+                    self.answer_flush(Err(self.not_committed(&error)));
+                }
+            }
+            Err(Gone) => {
+                let why = self.not_committed(&"the thread that commits has panicked");
+                self.shared.fail(&KafkaError::new(Kind::Other, &*why));
+                self.answer_flush(Err(why));
             }
         }
         if self.flush.is_some_and(|(_, since)| since.elapsed() > FLUSH) {
@@ -392,7 +438,7 @@ fn take(callbacks: &Callbacks, message: &BorrowedMessage<'_>, batch: &mut Vec<Qu
             "offsets went backwards: the partition starts anew"
         );
         let old = slot.partition.clone();
-        let new = Partition::new(old.topic.clone(), old.id, None);
+        let new = Partition::new(old.topic.clone(), old.id);
         callbacks.shared.control(Control::Closing { partition: old, within: Duration::ZERO });
         callbacks.shared.control(Control::Assigned(new.clone()));
         assignment.add(new);
@@ -408,8 +454,23 @@ fn take(callbacks: &Callbacks, message: &BorrowedMessage<'_>, batch: &mut Vec<Qu
     slot.uncommitted() >= callbacks.options.max_uncommitted
 }
 
-/// Errors that do not pass by themselves. Some are part of every outage once the consumer has been running.
-fn is_final(code: RDKafkaErrorCode, joined: bool) -> bool {
+/// What the client's own log and statistics tell already, and what a rebalance brings about.
+fn is_outage(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::AllBrokersDown
+            | Code::BrokerTransportFailure
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::MessageTimedOut
+            | Code::PollExceeded
+            | Code::NoOffset
+    )
+}
+
+/// Errors that do not pass by themselves. Once messages have come, rights may be taken away for a while.
+fn is_final(code: RDKafkaErrorCode, received: bool) -> bool {
     use RDKafkaErrorCode as Code;
     match code {
         Code::Fatal | Code::FencedInstanceId | Code::UnreleasedInstanceId => true,
@@ -420,9 +481,22 @@ fn is_final(code: RDKafkaErrorCode, joined: bool) -> bool {
         | Code::UnsupportedVersion
         | Code::UnsupportedFeature
         | Code::GroupMaxSizeReached
-        | Code::UnsupportedAssignor => !joined,
+        | Code::UnsupportedAssignor => !received,
         _ => false,
     }
+}
+
+fn is_of_a_rebalance(error: &DriverError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::IllegalGeneration
+                | Code::RebalanceInProgress
+                | Code::UnknownMemberId
+                | Code::StaleMemberEpoch
+        )
+    )
 }
 
 /// A commit that can never succeed. A generation that is over is none of these: the rebalance that ended it either

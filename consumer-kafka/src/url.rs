@@ -25,15 +25,6 @@ pub(crate) fn parse(url: &str) -> Result<Connection, KafkaError> {
     let hosts = hosts.strip_suffix('/').unwrap_or(hosts);
     check_hosts(hosts)?;
     let mut connection = Connection::new(hosts);
-    let protocol = match (user.is_some(), tls) {
-        (false, false) => "PLAINTEXT",
-        (false, true) => "SSL",
-        (true, false) => "SASL_PLAINTEXT",
-        (true, true) => "SASL_SSL",
-    };
-    if protocol != "PLAINTEXT" {
-        connection.put("security.protocol", protocol);
-    }
     if let Some(user) = user {
         let (user, password) = user
             .split_once(':')
@@ -48,7 +39,23 @@ pub(crate) fn parse(url: &str) -> Result<Connection, KafkaError> {
         })?;
         let name = decode(name, "name of a query parameter")?;
         let value = decode(value, &format!("value of `{name}`"))?;
-        connection.put(if name == "sasl.mechanisms" { "sasl.mechanism" } else { &name }, value);
+        if name == "security.protocol" {
+            return Err(KafkaError::config(
+                "the scheme and the user of a kafka URL say which `security.protocol` it is: `kafka+tls://` is TLS, a \
+                 user or a `sasl.` property is SASL",
+            ));
+        }
+        connection.put(name, value);
+    }
+    let sasl = connection.names().any(|name| name.starts_with("sasl."));
+    let protocol = match (sasl, tls) {
+        (false, false) => "PLAINTEXT",
+        (false, true) => "SSL",
+        (true, false) => "SASL_PLAINTEXT",
+        (true, true) => "SASL_SSL",
+    };
+    if protocol != "PLAINTEXT" {
+        connection.put("security.protocol", protocol);
     }
     Ok(connection)
 }
@@ -115,6 +122,18 @@ mod tests {
         assert_eq!(connection.get("sasl.password"), Some("p@s:s"));
         assert_eq!(connection.get("sasl.mechanism"), Some("SCRAM-SHA-256"));
         assert_eq!(connection.get("ssl.ca.location"), Some("/ca.pem"));
+    }
+
+    #[test]
+    fn the_url_says_how_the_connection_is_secured() {
+        let protocol = |url| parse(url).unwrap().get("security.protocol").map(str::to_owned);
+        assert_eq!(protocol("kafka+tls://h:1").as_deref(), Some("SSL"));
+        assert_eq!(protocol("kafka://ann:x@h:1").as_deref(), Some("SASL_PLAINTEXT"));
+        assert_eq!(protocol("kafka+tls://h:1?sasl.mechanism=OAUTHBEARER").as_deref(), Some("SASL_SSL"));
+        let error = parse("kafka+tls://h:1?security.protocol=PLAINTEXT").unwrap_err();
+        assert!(error.is_config() && error.to_string().contains("security.protocol"));
+        let connection = parse("kafka://ann:x@h:1?sasl.mechanisms=SCRAM-SHA-512").unwrap();
+        assert_eq!(connection.get("sasl.mechanism"), Some("SCRAM-SHA-512"));
     }
 
     #[test]

@@ -113,7 +113,7 @@ async fn work(builder: KafkaSourceBuilder, ledger: Ledger, stop: Arc<AtomicBool>
             }
             Ok(Ok(_)) => held.append(&mut member.got),
             Ok(Err(error)) => panic!("{error:?}"),
-            Err(_) => {}
+            Err(_) => finish(&mut member.source, &mut held, &ledger),
         }
         if held.len() > 100 || !held.is_empty() && held.len() % 3 == 0 {
             tokio::task::yield_now().await;
@@ -210,13 +210,18 @@ async fn nothing_is_committed_for_a_partition_that_was_lost() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
 async fn a_restart_of_the_broker_is_waited_out() {
+    tokio::join!(waits_out_a_restart(GroupProtocol::Classic), waits_out_a_restart(GroupProtocol::Consumer));
+}
+
+async fn waits_out_a_restart(protocol: GroupProtocol) {
     let kafka = Kafka::start().unwrap();
     let brokers = kafka.bootstrap();
     let topic = topic(&brokers, 2).await;
     let group = unique("g");
     let publisher = publisher(&brokers);
     produce(&publisher, &topic, 0..10).await;
-    let mut member = Member::new(member(&brokers, &topic, &group).property("session.timeout.ms", "30000"));
+    let builder = KafkaSource::builder(&brokers).group(&group).topic(&topic).group_protocol(protocol);
+    let mut member = Member::new(builder);
     let mut all = member.receive(10).await;
     kafka.kill();
     member.until(|event| *event == Event::Disconnected).await;

@@ -254,3 +254,78 @@ async fn a_static_member_comes_back_to_its_partition() {
     let mut second = Member::new(builder());
     assert_eq!(number(&second.receive(1).await[0].message), 1);
 }
+
+/// A process that dies right after its start must not look for the end of the partition once more: what came
+/// meanwhile would be left out.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_start_position_is_committed_before_anything_is_consumed() {
+    let brokers = shared_kafka();
+    let topic = topic(&brokers, 1).await;
+    let (publisher, group) = (publisher(&brokers), unique("g"));
+    produce(&publisher, &topic, 0..3).await;
+    let builder = || member(&brokers, &topic, &group).start(StartPosition::Latest);
+    let mut first = Member::new(builder().commit_every(Duration::from_secs(3600)));
+    first.connected().await;
+    let look: rdkafka::consumer::BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", &brokers)
+        .set("group.id", &group)
+        .create()
+        .unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition(&topic, 0);
+    let committed = tokio::task::spawn_blocking(move || {
+        rdkafka::consumer::Consumer::committed_offsets(&look, list, LIMIT).unwrap()
+    });
+    let committed = committed.await.unwrap();
+    assert_eq!(committed.elements()[0].offset(), rdkafka::Offset::Offset(3));
+    first.close().await.unwrap();
+}
+
+/// The driver never says that it has left a group after a fatal error.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_static_member_that_is_thrown_out_says_why_and_ends() {
+    let brokers = shared_kafka();
+    let topic = topic(&brokers, 1).await;
+    let group = unique("g");
+    let builder = || member(&brokers, &topic, &group).static_member("one");
+    let mut first = Member::new(builder());
+    first.connected().await;
+    let mut second = Member::new(builder());
+    let thrown_out = async {
+        loop {
+            match first.event(10).await {
+                Ok(Event::Closing { scope, .. }) => first.source.release(scope),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        }
+    };
+    let coming = async {
+        loop {
+            second.event(10).await.unwrap();
+        }
+    };
+    let error = tokio::select! {
+        error = tokio::time::timeout(LIMIT, thrown_out) => error.expect("it is thrown out"),
+        () = coming => unreachable!(),
+    };
+    let message = error.to_string();
+    assert!(message.contains(&group) && message.to_lowercase().contains("fenced"), "{message}");
+    let _ = first.close().await;
+    second.close().await.unwrap();
+    let gone = async {
+        while threads("kafka-leave") > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, gone).await.expect("nothing of it is left behind");
+}
+
+/// How many threads of this process have this name.
+fn threads(name: &str) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|found| found.trim() == name).count()
+}

@@ -4,8 +4,9 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use consumer_core::{Headers, Outgoing, PublishError};
@@ -20,12 +21,24 @@ use tokio::sync::oneshot;
 
 use crate::trouble::{self, Trouble};
 
-/// Messages that wait for room in the driver's queue, at most.
+/// Messages, and bytes of payload, that wait for room in the driver's queue, at most.
 const WAITING: usize = 10_000;
+const WAITING_BYTES: usize = 64 << 20;
 
 pub(super) struct Pending {
-    pub(super) outgoing: Outgoing,
-    pub(super) answer: oneshot::Sender<Result<(), PublishError>>,
+    outgoing: Outgoing,
+    answer: oneshot::Sender<Result<(), PublishError>>,
+    since: Instant,
+}
+
+impl Pending {
+    pub(super) fn new(outgoing: Outgoing, answer: oneshot::Sender<Result<(), PublishError>>) -> Self {
+        Self { outgoing, answer, since: Instant::now() }
+    }
+
+    fn bytes(&self) -> usize {
+        self.outgoing.message().payload().len()
+    }
 }
 
 /// A message that is with the driver.
@@ -37,19 +50,43 @@ pub(super) struct Sent {
 pub(super) struct Reports {
     brokers: String,
     trouble: Trouble,
-    /// Waits for room in the driver's queue: as long as anything does, everything queues up behind it.
-    waiting: Mutex<VecDeque<Pending>>,
+    limits: Limits,
+    waiting: Mutex<Waiting>,
     count: AtomicUsize,
+    /// The driver's producer has failed for good.
+    dead: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// How long a message may wait for room before it is given up.
+    pub(super) patience: Duration,
+    /// A larger payload never has room.
+    pub(super) bytes: usize,
+}
+
+/// Waits for room in the driver's queue: as long as anything does, everything queues up behind it.
+#[derive(Default)]
+struct Waiting {
+    queue: VecDeque<Pending>,
+    bytes: usize,
 }
 
 impl Reports {
-    pub(super) fn new(brokers: &str) -> Self {
+    pub(super) fn new(brokers: &str, limits: Limits) -> Self {
         Self {
             brokers: brokers.to_owned(),
             trouble: Trouble::default(),
+            limits,
             waiting: Mutex::default(),
             count: AtomicUsize::new(0),
+            dead: AtomicBool::new(false),
         }
+    }
+
+    /// Whether no message can ever be published by this producer again.
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
     }
 
     pub(super) fn has_waiting(&self) -> bool {
@@ -57,6 +94,17 @@ impl Reports {
     }
 
     pub(super) fn publish(&self, producer: &BaseProducer<Self>, pending: Pending) {
+        if pending.bytes() > self.limits.bytes {
+            let message = format!(
+                "a message of {} bytes to {} is larger than the queue of the publisher, {} bytes \
+                 (`queue.buffering.max.kbytes`)",
+                pending.bytes(),
+                pending.outgoing.target(),
+                self.limits.bytes
+            );
+            let _ = pending.answer.send(Err(PublishError::too_large(message)));
+            return;
+        }
         if !self.has_waiting() {
             match self.send(producer, pending) {
                 Ok(()) => return,
@@ -71,7 +119,7 @@ impl Reports {
 
     fn wait(&self, pending: Pending) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= WAITING {
+        if waiting.queue.len() >= WAITING || waiting.bytes >= WAITING_BYTES {
             let message = format!(
                 "kafka at {} does not keep up: the queue of the publisher is full (topic {})",
                 self.brokers,
@@ -80,8 +128,9 @@ impl Reports {
             let _ = pending.answer.send(Err(PublishError::unavailable(message)));
             return;
         }
-        waiting.push_back(pending);
-        self.count.store(waiting.len(), Ordering::SeqCst);
+        waiting.bytes += pending.bytes();
+        waiting.queue.push_back(pending);
+        self.count.store(waiting.queue.len(), Ordering::SeqCst);
     }
 
     /// To be called when there may be room: that is *after* delivery reports were served, since the driver counts a
@@ -91,13 +140,21 @@ impl Reports {
             return;
         }
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(pending) = waiting.pop_front() {
-            if let Err(pending) = self.send(producer, pending) {
-                waiting.push_front(pending);
+        while let Some(pending) = waiting.queue.pop_front() {
+            let bytes = pending.bytes();
+            waiting.bytes -= bytes;
+            let Err(pending) = self.send(producer, pending) else { continue };
+            if pending.since.elapsed() > self.limits.patience {
+                let late = DriverError::MessageProduction(Code::MessageTimedOut);
+                let failure = self.failure(&late, pending.outgoing.target(), None);
+                let _ = pending.answer.send(Err(failure));
+            } else {
+                waiting.bytes += bytes;
+                waiting.queue.push_front(pending);
                 break;
             }
         }
-        self.count.store(waiting.len(), Ordering::SeqCst);
+        self.count.store(waiting.queue.len(), Ordering::SeqCst);
     }
 
     /// Gives the message back when the driver's queue is full.
@@ -106,7 +163,7 @@ impl Reports {
         reason = "the error is the message itself, and goes no further than the caller"
     )]
     fn send(&self, producer: &BaseProducer<Self>, pending: Pending) -> Result<(), Pending> {
-        let Pending { outgoing, answer } = pending;
+        let Pending { outgoing, answer, since } = pending;
         let message = outgoing.message();
         let sent = Box::new(Sent { target: outgoing.target().into(), answer });
         let mut record: BaseRecord<'_, [u8], [u8], Box<Sent>> =
@@ -121,7 +178,7 @@ impl Reports {
             Ok(()) => Ok(()),
             Err((DriverError::MessageProduction(Code::QueueFull), record)) => {
                 let answer = record.delivery_opaque.answer;
-                Err(Pending { outgoing, answer })
+                Err(Pending { outgoing, answer, since })
             }
             Err((error, record)) => {
                 let Sent { target, answer } = *record.delivery_opaque;
@@ -162,7 +219,10 @@ impl Reports {
                 | Code::InvalidTimestamp
                 | Code::UnsupportedForMessageFormat,
             ) => PublishError::refused(format!("kafka refused the message for {place}: {error}")),
-            Some(_) => {
+            Some(code) => {
+                if code == Code::Fatal {
+                    self.dead.store(true, Ordering::Relaxed);
+                }
                 PublishError::unavailable(format!("the message was not confirmed by {place}: {error}"))
             }
         }
@@ -184,6 +244,11 @@ impl ClientContext for Reports {
         self.trouble.record(&error, reason);
         if error.rdkafka_error_code() == Some(Code::AllBrokersDown) {
             tracing::warn!(brokers = self.brokers, reason, "kafka is not reachable for the publisher");
+        }
+        if error.rdkafka_error_code() == Some(Code::Fatal) {
+            // An idempotent producer that cannot tell any more what the broker has.
+            tracing::error!(brokers = self.brokers, reason, "the kafka publisher starts anew");
+            self.dead.store(true, Ordering::Relaxed);
         }
         tracing::debug!(%error, reason, "kafka publisher error");
     }

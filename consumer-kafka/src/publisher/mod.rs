@@ -6,7 +6,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -15,6 +15,7 @@ use std::{
 
 use consumer_core::{Outgoing, PublishError, Publisher};
 use rdkafka::{
+    ClientConfig,
     producer::{BaseProducer, Producer},
     types::RDKafkaType,
 };
@@ -25,10 +26,13 @@ use crate::{
     error::KafkaError,
     url,
 };
-use context::{Pending, Reports};
+use context::{Limits, Pending, Reports};
 
 /// How long messages that are not confirmed may still go out after the last clone is gone.
 const LINGER: Duration = Duration::from_secs(10);
+/// The defaults of `delivery.timeout.ms`, and of `queue.buffering.max.kbytes`.
+const DELIVERY: Duration = Duration::from_secs(30);
+const QUEUE: u64 = 65_536;
 const POLL: Duration = Duration::from_millis(20);
 /// While messages wait for room in the driver's queue.
 const POLL_FULL: Duration = Duration::from_millis(1);
@@ -37,7 +41,8 @@ const POLL_FULL: Duration = Duration::from_millis(1);
 /// [`KafkaPublisher::builder`], [`KafkaPublisher::from_url`] or [`KafkaSource::publisher`](crate::KafkaSource::publisher).
 ///
 /// A publish is done when every in-sync replica has the message, and fails when that has not happened within
-/// `delivery.timeout.ms` (30 s by default); it may have been stored all the same. Topics are never created by
+/// `delivery.timeout.ms` (30 s by default) after the driver took it; it may have been stored all the same. While the
+/// driver's queue is full, messages wait as long for room in it. Topics are never created by
 /// publishing: an unknown one fails as unroutable. Messages to one partition keep the order of the calls.
 ///
 /// Clones share one connection. When the last one is dropped, what is not confirmed yet may go out for 10 s more.
@@ -48,6 +53,12 @@ pub struct KafkaPublisher {
 
 struct Inner {
     connection: Connection,
+    config: ClientConfig,
+    running: RwLock<Running>,
+}
+
+/// The driver's producer and the thread that serves it.
+struct Running {
     producer: Arc<BaseProducer<Reports>>,
     stop: Arc<AtomicBool>,
 }
@@ -82,7 +93,19 @@ impl KafkaPublisherBuilder {
             config.set(*name, *value);
         }
         validate(&config, RDKafkaType::RD_KAFKA_PRODUCER)?;
-        let reports = Reports::new(connection.brokers());
+        let running = RwLock::new(Running::start(&connection, &config)?);
+        Ok(KafkaPublisher { inner: Arc::new(Inner { connection, config, running }) })
+    }
+}
+
+impl Running {
+    fn start(connection: &Connection, config: &ClientConfig) -> Result<Self, KafkaError> {
+        let kilobytes = connection.number("queue.buffering.max.kbytes").unwrap_or(QUEUE);
+        let limits = Limits {
+            patience: connection.number("delivery.timeout.ms").map_or(DELIVERY, Duration::from_millis),
+            bytes: usize::try_from(kilobytes.saturating_mul(1024)).unwrap_or(usize::MAX),
+        };
+        let reports = Reports::new(connection.brokers(), limits);
         let producer: BaseProducer<Reports> =
             config.create_with_context(reports).map_err(KafkaError::from_config)?;
         let producer = Arc::new(producer);
@@ -94,7 +117,33 @@ impl KafkaPublisherBuilder {
             .map_err(|error| {
                 KafkaError::config("the thread of the kafka publisher cannot be started").with_source(error)
             })?;
-        Ok(KafkaPublisher { inner: Arc::new(Inner { connection, producer, stop }) })
+        Ok(Self { producer, stop })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+impl Inner {
+    /// The driver's producer; a new one if the last has failed for good, which an idempotent producer does when it
+    /// cannot tell any more what the broker has.
+    fn producer(&self) -> Arc<BaseProducer<Reports>> {
+        let current = || self.running.read().unwrap_or_else(PoisonError::into_inner).producer.clone();
+        let producer = current();
+        if !producer.context().is_dead() {
+            return producer;
+        }
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        if running.producer.context().is_dead() {
+            match Running::start(&self.connection, &self.config) {
+                Ok(new) => *running = new,
+                Err(error) => tracing::error!(%error, "the kafka publisher cannot be started anew"),
+            }
+        }
+        running.producer.clone()
     }
 }
 
@@ -150,19 +199,13 @@ impl Publisher for KafkaPublisher {
         outgoing: Outgoing,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static + use<> {
         let (answer, answered) = oneshot::channel();
-        let producer = &self.inner.producer;
-        producer.context().publish(producer, Pending { outgoing, answer });
+        let producer = self.inner.producer();
+        producer.context().publish(&producer, Pending::new(outgoing, answer));
         async move {
             answered.await.unwrap_or_else(|_| {
                 Err(PublishError::unavailable("the kafka publisher ended before the message was confirmed"))
             })
         }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
     }
 }
 
@@ -183,6 +226,40 @@ mod tests {
             assert!(error.is_config() && error.to_string().contains(name), "{error}");
         }
         KafkaPublisher::builder("127.0.0.1:1").property("linger.ms", "0").build().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_message_that_never_fits_into_the_queue_is_told_at_once() {
+        let publisher = KafkaPublisher::builder("127.0.0.1:1")
+            .property("queue.buffering.max.kbytes", "1")
+            .property("message.max.bytes", "1000000")
+            .build()
+            .unwrap();
+        let large = Outgoing::new("t", consumer_core::Message::new(vec![0; 2000]));
+        assert!(publisher.publish(large).await.unwrap_err().is_too_large());
+    }
+
+    /// A sequence number the broker does not expect is fatal to an idempotent producer.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn after_a_fatal_error_it_starts_anew() {
+        let cluster = rdkafka::mocking::MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let publisher = KafkaPublisher::builder(cluster.bootstrap_servers())
+            .property("delivery.timeout.ms", "3000")
+            .build()
+            .unwrap();
+        let publish = || publisher.publish(Outgoing::new("t", consumer_core::Message::new("x")));
+        publish().await.unwrap();
+        cluster.request_errors(
+            rdkafka::types::RDKafkaApiKey::Produce,
+            &[rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER],
+        );
+        let mut failed = 0;
+        while publish().await.is_err() {
+            failed += 1;
+            assert!(failed < 5, "it is never well again");
+        }
+        assert!(failed > 0, "the fault was not injected");
     }
 
     #[test]
