@@ -51,8 +51,10 @@ impl Consumer {
                 );
             }
         } else {
-            // Warns of one that takes smaller messages than the source has.
-            admin.check_dead_letter_topic(&topic, &dead).await.map_err(stop)?;
+            // Warns of one that takes smaller messages than the source has. Not everyone may look.
+            if let Err(error) = admin.check_dead_letter_topic(&topic, &dead).await {
+                tracing::warn!(%error, "whether the dead-letter topic takes what the source has is not known");
+            }
         }
         let publisher = source.publisher().map_err(stop)?;
         Ok((Box::new(source), DynPublisher::new(publisher)))

@@ -76,6 +76,12 @@ impl Running {
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
+    /// Ends it by a signal, well.
+    pub(crate) fn stop_and_wait(self, name: &str) -> Done {
+        self.signal(name);
+        self.wait().ok()
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

@@ -11,7 +11,10 @@ fn consume(topic: &Topic, folder: &Folder, more: &[&str]) -> Done {
     let log = folder.path("mails.jsonl");
     let mut arguments = topic.arguments("consume");
     arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
-    arguments.extend(["--until-idle", "3s", "--backoff", "10ms"].map(str::to_owned));
+    arguments.extend(["--until-idle", "3s"].map(str::to_owned));
+    if !more.contains(&"--backoff") {
+        arguments.extend(["--backoff", "10ms"].map(str::to_owned));
+    }
     run(arguments.iter().map(String::as_str).chain(more.iter().copied())).ok()
 }
 
@@ -125,6 +128,30 @@ fn every_address_and_every_defect_ends_as_it_should() {
     ];
     assert_eq!(kept, expected);
     assert_eq!(bounced.headers().get_all("dead-letter-reason").count(), 1);
+}
+
+/// One key waits for its first message, which fails twice.
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm22_with_an_order_a_key_waits_for_its_retries() {
+    let topic = Topic::shared("ordered");
+    let of_key = |key: &str, id: &str, email: &str| {
+        let payload = format!(r#"{{"order_id":"{id}","email":"{email}"}}"#);
+        Message::builder().payload(payload).key(key.to_owned()).id(id.to_owned()).build()
+    };
+    let mut messages = vec![of_key("slow", "slow-0", "ann@flaky.example")];
+    for nth in 1..20 {
+        messages.push(of_key("slow", &format!("slow-{nth}"), "ann@example.com"));
+        messages.push(of_key(&format!("quick-{nth}"), &format!("quick-{nth}"), "ann@example.com"));
+    }
+    topic.publish(messages);
+    let folder = Folder::new();
+    let done = consume(&topic, &folder, &["--ordering", "key", "--backoff", "1s"]);
+    assert_eq!((done.number("processed"), done.number("retried")), (39, 2));
+    let sent: Vec<_> = mails(&folder.path("mails.jsonl")).into_iter().map(|mail| mail.message_id).collect();
+    let slow: Vec<_> = sent.iter().filter(|id| id.starts_with("slow")).cloned().collect();
+    assert_eq!(slow, (0..20).map(|nth| format!("slow-{nth}")).collect::<Vec<_>>());
+    assert_eq!(sent.iter().filter(|id| id.starts_with("quick")).count(), 19);
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use consumer::Message;
+
 use crate::{
     common::{Folder, Mail, Running, mails, orders, run, unique, wait_for},
     topic::{Topic, order},
@@ -62,6 +64,8 @@ fn messages() -> usize {
     count.unwrap_or(20_000)
 }
 
+const IN_FLIGHT: usize = 64;
+
 /// A process with a mail log of its own, so that each mail is known by who sent it.
 struct Member {
     running: Option<Running>,
@@ -113,7 +117,8 @@ fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_f
     let folder = Folder::new();
     // Slow enough that there is work left at every kill.
     let rate = (count / 80).max(5);
-    let options = format!("--until-idle 8s --lease 2s --max-in-flight 64 --handler-delay 5ms --rate {rate}");
+    let options =
+        format!("--until-idle 8s --lease 2s --max-in-flight {IN_FLIGHT} --handler-delay 5ms --rate {rate}");
     let mut group = Group { topic: &topic, folder: &folder, options, members: Vec::new() };
     group.start();
     group.start();
@@ -130,6 +135,7 @@ fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_f
         }
     }
 
+    let mut repeated = vec![0; group.members.len()];
     // By id: who mailed it when.
     let mut by_id: HashMap<String, Vec<(usize, Mail)>> = HashMap::new();
     for (nth, member) in group.members.iter().enumerate() {
@@ -146,16 +152,42 @@ fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_f
             let in_flight =
                 killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < Duration::from_secs(1));
             assert!(in_flight, "{id} was mailed twice without need: {times:?}");
+            repeated[*nth] += 1;
         }
         assert!(times.windows(2).all(|pair| pair[0].1.epoch < pair[1].1.epoch), "{id}: {times:?}");
     }
+    assert!(repeated.iter().all(|repeated| *repeated <= IN_FLIGHT), "more than was in flight: {repeated:?}");
     assert!(topic.dead_letters().is_empty(), "nobody is to blame for a SIGKILL");
+}
+
+/// Copies of one message, in every partition, for two processes, and a handler that takes three leases.
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm30_a_handler_that_outlives_its_lease_is_alone_with_its_message() {
+    let topic = Topic::shared("outlives");
+    let copy = |key: usize| {
+        let payload = r#"{"order_id":"o-1","email":"ann@example.com"}"#;
+        Message::builder().payload(payload).key(key.to_string()).id("one").build()
+    };
+    topic.publish((0..16).map(copy).collect());
+    let folder = Folder::new();
+    let options = "--lease 1s --handler-delay 3s --until-idle 2s".to_owned();
+    let mut group = Group { topic: &topic, folder: &folder, options, members: Vec::new() };
+    group.start();
+    group.start();
+    let (mut mailed, mut duplicates) = (0, 0);
+    for member in &mut group.members {
+        let done = member.running.take().unwrap().wait().ok();
+        mailed += mails(&member.log).len();
+        duplicates += done.number("duplicates");
+    }
+    assert_eq!((mailed, duplicates), (1, 15));
 }
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
 fn members_that_come_and_go_lose_and_repeat_nothing() {
-    let count = messages() / 4;
+    let count = messages();
     let topic = Topic::shared("come-and-go");
     let mut produce = topic.arguments("produce");
     produce.extend(format!("--count {count} --duplicates 0.2 --seed 12").split(' ').map(str::to_owned));

@@ -49,6 +49,43 @@ fn fm31_redis_is_stopped_and_comes_back() {
     });
 }
 
+/// Nothing of what was recorded is lost, so nothing is mailed twice.
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm31_redis_is_killed_and_restarted_at_once() {
+    let redis = Redis::builder().append_only().start().unwrap();
+    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-killed");
+    undisturbed_by(&topic, 2000, "--until-idle 3s --rate 1000 --lease 60s", || {
+        redis.kill();
+        redis.start_again().unwrap();
+    });
+}
+
+/// What is mailed while Redis is away was in flight before.
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm31_without_redis_no_message_is_begun() {
+    let redis = Redis::builder().append_only().start().unwrap();
+    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-away");
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let mut produce = topic.arguments("produce");
+    produce.extend("--count 2000 --seed 5".split(' ').map(str::to_owned));
+    run(produce.iter().map(String::as_str)).ok();
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
+    arguments.extend("--max-in-flight 16 --handler-delay 10ms --lease 2s".split(' ').map(str::to_owned));
+    let consumer = Running::start(&mut orders(arguments.iter().map(String::as_str)));
+    wait_for("some mails", || mails(&log).len() >= 100);
+    redis.stop();
+    let before = mails(&log).len();
+    // Longer than any claim lasts.
+    std::thread::sleep(Duration::from_secs(5));
+    let during = mails(&log).len() - before;
+    assert!(during <= 16, "{during} mails without a store");
+    assert_eq!(consumer.stop_and_wait("TERM").number("dead_lettered"), 0);
+}
+
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
 fn redis_hangs_for_a_while() {
@@ -84,4 +121,5 @@ fn kafka_is_restarted() {
     let sent = mails(&log);
     let ids: HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
     assert_eq!((sent.len(), ids.len()), (2000, 2000), "{done:?}");
+    assert_eq!(done.number("dead_lettered"), 0, "{done:?}");
 }

@@ -69,6 +69,18 @@ fn a_store_that_cannot_be_reached() {
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
+fn a_store_that_does_not_answer() {
+    let topic = Topic::shared("store-hangs");
+    topic.publish(vec![order("1", "ann@example.com")]);
+    let redis = Redis::start().unwrap();
+    redis.pause();
+    let address = redis.url().trim_start_matches("redis://").to_owned();
+    failed(&consume(&format!("kafka://{}", topic.broker), &redis.url(), &topic.name), &[&address]);
+    redis.resume();
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
 fn a_store_that_refuses_the_password() {
     let topic = Topic::shared("no-password");
     topic.publish(vec![order("1", "ann@example.com")]);
@@ -87,7 +99,7 @@ fn a_broker_that_refuses_the_password() {
     let kafka = Kafka::builder().sasl_plain("ann", "right").start().unwrap();
     let broker = |password: &str| format!("kafka://ann:{password}@{}", kafka.bootstrap());
     let redis = xtask::servers::shared_redis();
-    failed(&consume(&broker("s3cret"), &redis, "orders"), &[&kafka.bootstrap()]);
+    failed(&consume(&broker("s3cret"), &redis, "orders"), &[&kafka.bootstrap(), "password"]);
     failed(&run(["produce", "--broker", &broker("s3cret")]), &[&kafka.bootstrap()]);
     run(["produce", "--broker", &broker("right"), "--topic", "orders", "--count", "3"]).ok();
     assert_eq!(consume(&broker("right"), &redis, "orders").ok().number("received"), 3);
