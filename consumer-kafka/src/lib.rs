@@ -5,8 +5,9 @@
 //! - [`KafkaPublisher`] publishes with `acks=all` and idempotence; a publish is done when the broker has confirmed it.
 //! - [`KafkaAdmin`] creates topics and looks at them.
 //!
-//! Types of the driver are in no signature here. Features: `tls` (default; the system's OpenSSL), `tls-vendored`,
-//! `gssapi`.
+//! Types of the driver are in no signature here. The feature `tls` (default) is TLS and SASL/SCRAM through the system's
+//! OpenSSL; what else librdkafka can be built with (`ssl-vendored`, `gssapi`, …) is switched on by depending on `rdkafka`
+//! beside this crate.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

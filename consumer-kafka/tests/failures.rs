@@ -107,7 +107,7 @@ async fn tls_by_url() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
-async fn a_header_name_that_is_not_utf_8_makes_a_defect_and_the_rest_goes_on() {
+async fn fm26_a_header_name_that_is_not_utf_8_makes_a_defect_and_the_rest_goes_on() {
     let brokers = shared_kafka();
     let topic = topic(&brokers, 1).await;
     raw::produce(&brokers, &topic, b"7", &[(b"good", b"1"), (b"b\xffd", b"2"), (b"message-id", b"m")]);

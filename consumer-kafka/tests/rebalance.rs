@@ -22,7 +22,7 @@ use xtask::servers::{Kafka, shared_kafka};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
-async fn a_revocation_waits_for_what_runs_and_commits_it() {
+async fn fm14_a_revocation_waits_for_what_runs_and_commits_it() {
     let brokers = shared_kafka();
     for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
         let topic = topic(&brokers, 2).await;
@@ -177,7 +177,7 @@ async fn fm32_members_join_and_leave_while_20_000_messages_flow() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
-async fn nothing_is_committed_for_a_partition_that_was_lost() {
+async fn fm14_nothing_is_committed_for_a_partition_that_was_lost() {
     let kafka = Kafka::start().unwrap();
     let brokers = kafka.bootstrap();
     let topic = topic(&brokers, 1).await;

@@ -16,7 +16,7 @@ use xtask::servers::shared_kafka;
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
-async fn what_is_acked_is_committed_and_the_rest_comes_again() {
+async fn fm12_what_is_acked_is_committed_and_the_rest_comes_again() {
     let brokers = shared_kafka();
     let topic = topic(&brokers, 1).await;
     let group = unique("g");

@@ -24,7 +24,7 @@ fn header<'a>(message: &'a Message, name: &str) -> &'a str {
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
-fn every_address_and_every_defect_ends_as_it_should() {
+fn fm17_fm24_fm26_every_address_and_every_defect_ends_as_it_should() {
     let topic = Topic::shared("addresses");
     let no_id = Message::builder().payload(&b"{}"[..]).key("nobody").build();
     let empty_id = Message::builder().payload(&b"{}"[..]).key("nobody").header("message-id", "").build();

@@ -55,7 +55,7 @@ fn a_signal_lets_what_runs_finish_and_a_restart_goes_on_there() {
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
-fn what_the_drain_cuts_off_is_returned_and_runs_again() {
+fn fm25_what_the_drain_cuts_off_is_returned_and_runs_again() {
     let topic = Topic::shared("cut-off");
     topic.publish(good(8));
     let folder = Folder::new();
