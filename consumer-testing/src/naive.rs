@@ -1,138 +1,224 @@
 //! The consumer that everybody writes first. **A counter-example: do not copy it.**
 //!
-//! It takes the same messages, sources and handlers as the framework, so that a test can show both side by side: this
-//! one loses or doubles where the other one does not. Its store looks like Redis: a set of keys, each command one
-//! round trip.
+//! It stands where the framework's stack stands: a service over a handler, driven by the same runtime from the same
+//! sources. So a test can run one scenario with both, and show that this one loses or doubles where the other one does
+//! not. A scenario that nothing fails shows nothing.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), consumer_core::Failure> {
+//! use consumer_core::{Message, Outcome};
+//! use consumer_testing::{handlers::TestHandler, naive::{Naive, Order, Seen}};
+//! use tower::ServiceExt;
+//!
+//! let handler = TestHandler::new().fail_first(1);
+//! let naive = Naive::new(Order::MarkOnly, Seen::new(), handler.clone());
+//! let message = Message::builder().id("a").build();
+//! assert!(naive.clone().oneshot(message.clone()).await.is_err());
+//! assert_eq!(naive.oneshot(message).await?, Outcome::Duplicate);
+//! assert!(handler.effects().is_empty(), "acked, and lost");
+//! # Ok(())
+//! # }
+//! ```
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
+    fmt,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use consumer_core::{BoxError, Failure, Message, Outcome, Settlement, Source, Tag};
-use tower::{Layer, Service};
+use consumer_core::{DynPublisher, Failure, Message, Outcome, Outgoing, Publisher, Settlement, Source, Tag};
+use tokio::{
+    sync::watch,
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
+use tower::{Service, ServiceExt};
 
-/// The keys that were seen. Each command is a round trip: others get their turn before it answers.
-#[derive(Debug, Clone, Default)]
-pub struct SeenSet {
-    keys: Arc<Mutex<HashSet<Bytes>>>,
-    failing: Arc<AtomicUsize>,
+/// How long the mark of [`Order::MarkThenHandle`] holds: as long as a lease does by default.
+const MARK: Duration = Duration::from_secs(30);
+const RETENTION: Duration = Duration::from_secs(86_400);
+/// How long a command waits for a store that is away.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const TRIES: u32 = 3;
+const BACKOFF: Duration = Duration::from_secs(1);
+
+/// In which order it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// `EXISTS` → handler → `SETEX`. When `EXISTS` fails, the handler runs: a cache must not stop the business.
+    CheckThenMark,
+    /// `SET NX EX` → handler → `SETEX`, and `DEL` when the handler has failed. The first mark holds 30 s.
+    MarkThenHandle,
+    /// `SET NX EX` → handler. The mark holds a day, whatever becomes of the handler.
+    MarkOnly,
 }
 
-impl SeenSet {
+/// What was seen, and until when that is remembered. Clones share it.
+///
+/// It looks like Redis: each command is a round trip, in which others get their turn.
+#[derive(Clone, Default)]
+pub struct Seen {
+    keys: Arc<Mutex<Keys>>,
+    down: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Keys {
+    until: HashMap<Bytes, Instant>,
+    lost_replies: usize,
+}
+
+impl Seen {
     /// Nothing was seen.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The next `n` writes fail.
-    pub fn fail_writes(&self, n: usize) {
-        self.failing.store(n, Ordering::Relaxed);
+    /// Starts or ends an outage: a command waits for its end for 5 s, and then fails.
+    pub fn set_down(&self, down: bool) {
+        self.down.send_replace(down);
     }
 
-    fn keys(&self) -> MutexGuard<'_, HashSet<Bytes>> {
+    /// The next `n` commands are carried out and answered with an error, as when the reply is lost on its way.
+    pub fn lose_replies(&self, n: usize) {
+        self.keys().lost_replies = n;
+    }
+
+    fn keys(&self) -> MutexGuard<'_, Keys> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `EXISTS key`
-    pub async fn exists(&self, key: &Bytes) -> bool {
-        let seen = self.keys().contains(key);
-        tokio::task::yield_now().await;
-        seen
-    }
-
-    /// `SET key`, or with `NX` in mind: tells whether the key was new.
-    ///
-    /// # Errors
-    /// When told to, by [`fail_writes`](Self::fail_writes).
-    pub async fn set(&self, key: &Bytes) -> Result<bool, Failure> {
-        tokio::task::yield_now().await;
-        let failing = self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        if failing.is_ok() {
-            return Err(Failure::transient("the store is away"));
+    async fn command<T>(&self, run: impl FnOnce(&mut HashMap<Bytes, Instant>) -> T) -> Result<T, Failure> {
+        let mut down = self.down.subscribe();
+        if timeout(TIMEOUT, down.wait_for(|down| !down)).await.is_err() {
+            return Err(Failure::transient("the store does not answer"));
         }
-        Ok(self.keys().insert(key.clone()))
+        let (answer, lost) = {
+            let mut keys = self.keys();
+            let lost = keys.lost_replies > 0;
+            keys.lost_replies -= usize::from(lost);
+            (run(&mut keys.until), lost)
+        };
+        yield_now().await;
+        if lost { Err(Failure::transient("the reply is lost")) } else { Ok(answer) }
+    }
+
+    async fn exists(&self, id: &Bytes) -> Result<bool, Failure> {
+        self.command(|until| until.get(id).is_some_and(|until| *until > Instant::now())).await
+    }
+
+    async fn set(&self, id: &Bytes, ttl: Duration) -> Result<(), Failure> {
+        self.command(|until| _ = until.insert(id.clone(), Instant::now() + ttl)).await
+    }
+
+    /// Whether the key was new.
+    async fn set_nx(&self, id: &Bytes, ttl: Duration) -> Result<bool, Failure> {
+        self.command(|until| {
+            let new = until.get(id).is_none_or(|until| *until <= Instant::now());
+            if new {
+                until.insert(id.clone(), Instant::now() + ttl);
+            }
+            new
+        })
+        .await
+    }
+
+    async fn delete(&self, id: &Bytes) -> Result<(), Failure> {
+        self.command(|until| _ = until.remove(id)).await
     }
 }
 
-/// When the key is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
-    /// `EXISTS` → handler → `SET`: two consumers that ask at once both run the handler, and a failed `SET` repeats it.
-    After,
-    /// `SET NX` → handler: when the process dies or the handler fails, the message is lost.
-    Before,
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seen").field("keys", &self.keys().until.len()).finish_non_exhaustive()
+    }
 }
 
-/// Deduplication as it is written first.
+/// The naive consumer around a handler. It deduplicates by message id.
 #[derive(Debug, Clone)]
-pub struct NaiveDedupLayer {
-    seen: SeenSet,
-    mark: Mark,
+pub struct Naive<S> {
+    order: Order,
+    seen: Seen,
+    handler: S,
+    dead_letters: Option<(DynPublisher, Arc<str>)>,
 }
 
-impl NaiveDedupLayer {
-    /// Deduplicates by message id.
-    pub fn new(seen: SeenSet, mark: Mark) -> Self {
-        Self { seen, mark }
+impl<S> Naive<S> {
+    /// A failure goes back to the broker.
+    pub fn new(order: Order, seen: Seen, handler: S) -> Self {
+        Self { order, seen, handler, dead_letters: None }
+    }
+
+    /// A failure is tried three times in place, then published as a dead letter and acked, whatever the publisher said.
+    #[must_use]
+    pub fn dead_letters(mut self, publisher: impl Publisher, target: impl Into<Arc<str>>) -> Self {
+        self.dead_letters = Some((DynPublisher::new(publisher), target.into()));
+        self
     }
 }
 
-impl<S> Layer<S> for NaiveDedupLayer {
-    type Service = NaiveDedup<S>;
-
-    fn layer(&self, inner: S) -> NaiveDedup<S> {
-        NaiveDedup { inner, seen: self.seen.clone(), mark: self.mark }
-    }
-}
-
-/// The service of [`NaiveDedupLayer`].
-#[derive(Debug, Clone)]
-pub struct NaiveDedup<S> {
-    inner: S,
-    seen: SeenSet,
-    mark: Mark,
-}
-
-impl<S> Service<Message> for NaiveDedup<S>
+impl<S> Naive<S>
 where
-    S: Service<Message, Response: Into<Outcome> + Send, Error: Into<BoxError>, Future: Send>,
-    S: Clone + Send + 'static,
+    S: Service<Message, Response = (), Error = Failure> + Clone,
+{
+    async fn handle(self, message: Message) -> Result<Outcome, Failure> {
+        let id = message.id().cloned().unwrap_or_default();
+        let new = match self.order {
+            Order::CheckThenMark => !self.seen.exists(&id).await.unwrap_or(false),
+            Order::MarkThenHandle => self.seen.set_nx(&id, MARK).await?,
+            Order::MarkOnly => self.seen.set_nx(&id, RETENTION).await?,
+        };
+        if !new {
+            return Ok(Outcome::Duplicate);
+        }
+        let Err(failure) = self.tries(&message).await else {
+            if self.order != Order::MarkOnly {
+                self.seen.set(&id, RETENTION).await?;
+            }
+            return Ok(Outcome::Processed);
+        };
+        if self.order == Order::MarkThenHandle {
+            self.seen.delete(&id).await?;
+        }
+        let Some((publisher, target)) = self.dead_letters else { return Err(failure) };
+        let _ = publisher.publish(Outgoing::copy(target, message).set("error", failure.chain())).await;
+        Ok(Outcome::DeadLettered)
+    }
+
+    async fn tries(&self, message: &Message) -> Result<(), Failure> {
+        let tries = if self.dead_letters.is_some() { TRIES } else { 1 };
+        let mut attempt = 1;
+        loop {
+            let call = self.handler.clone().oneshot(message.clone().with_attempt(attempt));
+            match call.await {
+                Err(failure) if attempt < tries => sleep(failure.retry_after().unwrap_or(BACKOFF)).await,
+                end => return end,
+            }
+            attempt += 1;
+        }
+    }
+}
+
+impl<S> Service<Message> for Naive<S>
+where
+    S: Service<Message, Response = (), Error = Failure, Future: Send> + Clone + Send + Sync + 'static,
 {
     type Response = Outcome;
     type Error = Failure;
     type Future = Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.inner.poll_ready(cx).map_err(Failure::from_error)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, message: Message) -> Self::Future {
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
-        let (seen, mark) = (self.seen.clone(), self.mark);
-        Box::pin(async move {
-            let key = message.id().cloned().unwrap_or_default();
-            let new = match mark {
-                Mark::After => !seen.exists(&key).await,
-                Mark::Before => seen.set(&key).await?,
-            };
-            if !new {
-                return Ok(Outcome::Duplicate);
-            }
-            let outcome = inner.call(message).await.map_err(Failure::from_error)?.into();
-            if mark == Mark::After {
-                seen.set(&key).await?;
-            }
-            Ok(outcome)
-        })
+        Box::pin(self.clone().handle(message))
     }
 }
 
@@ -147,32 +233,4 @@ pub fn commit_highest<S: Source>(source: &mut S, delivered: &[Tag], done: Tag) {
 /// from where it comes at once.
 pub fn requeue_busy<S: Source>(source: &mut S, busy: Tag) {
     source.settle(busy, Settlement::Nack);
-}
-
-/// A store whose states are read in one step and written in another.
-#[derive(Debug, Clone, Default)]
-pub struct TwoStepStore(Arc<Mutex<HashMap<Bytes, Status>>>);
-
-/// What a [`TwoStepStore`] knows of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// Somebody works on it.
-    InProgress,
-    /// The effect has happened.
-    Completed,
-}
-
-impl TwoStepStore {
-    /// Reads the state; the claim follows in a step of its own.
-    pub async fn get(&self, key: &Bytes) -> Option<Status> {
-        let status = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
-        tokio::task::yield_now().await;
-        status
-    }
-
-    /// Writes the state, whatever it is by now.
-    pub async fn put(&self, key: &Bytes, status: Status) {
-        tokio::task::yield_now().await;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), status);
-    }
 }

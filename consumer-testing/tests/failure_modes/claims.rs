@@ -1,15 +1,16 @@
 //! Who may run a message.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
-use consumer_core::{
-    Failure,
-    dedup::{ClaimReply, ClaimRequest, DedupStore, Owner, StoreKey, protocol::State},
-};
-use tokio::time::sleep;
+use consumer_core::{Failure, dedup::protocol::State};
+use consumer_testing::{drive::Driven, naive::requeue_busy};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::world::*;
 
@@ -65,100 +66,111 @@ async fn fm02_a_message_whose_process_died_after_the_claim_is_not_lost() {
     assert_eq!(dies_after_the_claim(MARK).await, 0, "the naive consumer takes it for a duplicate: lost");
 }
 
-#[tokio::test(start_paused = true)]
-async fn fm03_a_lost_reply_to_a_claim_neither_loses_nor_holds_the_message() {
+/// The replies to the first two claims are lost on their way.
+async fn loses_replies(who: Who) -> usize {
     let world = World::new(1);
     world.send("m").await;
-    world.store.lose_replies(2);
-    let process = world.process(Who::Ours, 1, world.handler(1));
+    world.lose_replies(2);
+    let process = world.process(who, 1, world.handler(1));
     sleep(LEASE / 2).await;
-    assert_eq!(world.effects.of("m"), 1, "it need not wait for its own lease");
-    assert_eq!(process.stopped().await.processed, 1);
+    assert!(world.done(), "{who:?} waits for its own claim");
+    process.stopped().await;
+    world.effects.of("m")
+}
+
+#[tokio::test(start_paused = true)]
+async fn fm03_a_lost_reply_to_a_claim_neither_loses_nor_holds_the_message() {
+    assert_eq!(loses_replies(Who::Ours).await, 1, "it need not wait for its own lease");
+    assert_eq!(loses_replies(MARK).await, 0, "the naive consumer takes its own mark for another one's: lost");
+}
+
+/// What came of a message whose first owner stalled beyond its lease.
+struct TakenOver {
+    world: World,
+    /// What the store knew when both had ended, or only the first one.
+    between: State,
+    /// Late successes that were recorded.
+    overlaps: usize,
+}
+
+/// How the two owners end, and when, counted in seconds from the first delivery.
+struct Ends {
+    first: (u32, bool),
+    second: (u32, bool),
+}
+
+/// Three copies of a message. The lease of the first owner ends while its handler runs, and the second copy goes to
+/// another process after 32 s. The third copy comes after 48 s, and its handler succeeds.
+async fn taken_over(who: Who, ends: Ends) -> TakenOver {
+    let world = World::new(2);
+    let start = Instant::now() + 2 * SECOND;
+    let handler = |(seconds, succeeds): (u32, bool)| -> Handler {
+        let effects = world.effects.clone();
+        Arc::new(move |message| {
+            let (effects, end) = (effects.clone(), start + seconds * SECOND);
+            let succeeds = succeeds || Instant::now() >= start + 48 * SECOND;
+            Box::pin(async move {
+                sleep_until(end).await;
+                if !succeeds {
+                    return Err(Failure::permanent("it has failed"));
+                }
+                effects.put(&message);
+                Ok(())
+            })
+        })
+    };
+    let first = world.process(who, 1, handler(ends.first));
+    sleep(SECOND).await;
+    let second = world.process(who, 2, handler(ends.second));
+    sleep(SECOND).await;
+    world.send("m").await;
+    sleep(31 * SECOND).await;
+    // The naive mark has run out by itself.
+    first.stall(true);
+    world.store.expire_claims();
+    sleep(SECOND).await;
+    world.send("m").await;
+    sleep(16 * SECOND).await;
+    first.stall(false);
+    let between = world.state("m");
+    world.send("m").await;
+    assert!(comes(|| world.done()).await, "{who:?} holds a copy for ever");
+    let overlaps = first.overlaps() + second.overlaps();
+    first.stopped().await;
+    second.stopped().await;
+    TakenOver { world, between, overlaps }
 }
 
 #[tokio::test(start_paused = true)]
 async fn fm04_a_stalled_owner_that_fails_does_not_touch_the_claim_of_the_new_one() {
-    let world = World::new(1);
-    let store = world.store.clone();
-    // The process stalls here; when it goes on, its claim is another one's.
-    let handler = world.calling(move |_| {
-        let store = store.clone();
-        Box::pin(async move {
-            store.expire_claims();
-            let request = ClaimRequest {
-                key: StoreKey::new("mails".into(), "m".into()),
-                owner: Owner { process: 2, seq: 1 },
-                fingerprint: None,
-                lease: 10 * LEASE,
-                grace: LEASE,
-                attempt: 1,
-                redrive: 0,
-            };
-            assert!(matches!(store.claim(request).await, Ok(ClaimReply::Claimed(_))));
-            Err(Failure::permanent("it has failed, too late"))
-        })
-    });
-    let process = world.process(Who::Ours, 1, handler);
-    world.send("m").await;
-    sleep(5 * LEASE).await;
-    let State::Claimed(held) = world.state("m") else { panic!("{:?}", world.state("m")) };
+    let ends = || Ends { first: (40, false), second: (55, true) };
+    let ours = taken_over(Who::Ours, ends()).await;
+    let State::Claimed(held) = ours.between else { panic!("{:?}", ours.between) };
     assert_eq!(held.owner.process, 2);
-    assert_eq!(world.effects.of("m"), 1, "nobody else may run it meanwhile");
-    process.kill().await;
+    assert_eq!(ours.world.effects.of("m"), 1, "nobody else may run it meanwhile");
+    let naive = taken_over(MARK, ends()).await;
+    assert_eq!(
+        naive.world.effects.of("m"),
+        2,
+        "it deletes the mark of the new owner, and the third copy runs"
+    );
 }
 
-#[tokio::test(start_paused = true)]
-async fn fm04_the_naive_consumer_deletes_the_mark_of_the_new_owner() {
-    let world = World::new(1);
-    let effects = world.effects.clone();
-    let handler: Handler = Arc::new(move |message| {
-        let effects = effects.clone();
-        Box::pin(async move {
-            if message.payload() == "stale" {
-                sleep(14 * SECOND).await;
-                return Err(Failure::transient("too late"));
-            }
-            sleep(25 * SECOND).await;
-            effects.put(&message);
-            Ok(())
-        })
-    });
-    let process = world.process(MARK, 1, handler);
-    // Its mark runs out after 30 s, and it fails for good after 45 s.
-    world.send_as("m", "stale", None).await;
-    sleep(32 * SECOND).await;
-    world.send("m").await;
-    sleep(18 * SECOND).await;
-    assert_eq!(world.effects.of("m"), 0, "the new owner still runs");
-    world.send("m").await;
-    assert!(comes(|| world.done()).await);
-    process.stopped().await;
-    assert_eq!(world.effects.of("m"), 2, "its key was opened for the third one");
-}
-
+/// The second owner fails after the first one has succeeded.
 #[tokio::test(start_paused = true)]
 async fn fm05_fm06_a_stalled_owner_that_succeeds_is_recorded_and_nothing_takes_that_back() {
-    let world = World::new(1);
-    let store = world.store.clone();
-    // Its claim is taken over in the moment in which it succeeds.
-    let handler = world.calling(move |_| {
-        let store = store.clone();
-        Box::pin(async move {
-            store.expire_claims();
-            Ok(())
-        })
-    });
-    let process = world.process(Who::Ours, 1, handler);
-    world.send("m").await;
-    assert!(comes(|| world.done()).await);
-    assert!(matches!(world.state("m"), State::Completed { .. }));
-    for _ in 0..3 {
-        world.send("m").await;
-        assert!(comes(|| world.done()).await);
-        assert!(matches!(world.state("m"), State::Completed { .. }));
-    }
-    let report = process.stopped().await;
-    assert_eq!((report.processed, report.duplicates, world.effects.of("m")), (1, 3, 1));
+    let ends = || Ends { first: (40, true), second: (41, false) };
+    let ours = taken_over(Who::Ours, ends()).await;
+    assert_eq!(ours.overlaps, 1);
+    assert!(matches!(ours.between, State::Completed { .. }), "{:?}", ours.between);
+    assert!(matches!(ours.world.state("m"), State::Completed { .. }));
+    assert_eq!(ours.world.effects.of("m"), 1);
+    let naive = taken_over(MARK, ends()).await;
+    assert_eq!(
+        naive.world.effects.of("m"),
+        2,
+        "the failure deletes the mark of the success, and the third copy runs"
+    );
 }
 
 /// Waiting messages ask seldom, and nothing is handed to the broker for it.
@@ -177,6 +189,14 @@ async fn fm07_a_busy_key_is_held_and_asked_for_without_a_hot_loop() {
     let reports = [first.stopped().await, second.stopped().await];
     assert_eq!(reports.map(|report| report.received), [1, 1], "nothing came a second time");
     assert_eq!(world.effects.of("m"), 1);
+
+    let mut naive = Driven::new(world.broker.source("naive", ["t"]), SECOND);
+    let started = Instant::now();
+    for _ in 0..1_000 {
+        let busy = naive.next().await.unwrap();
+        requeue_busy(naive.source(), busy.tag);
+    }
+    assert_eq!(started.elapsed(), Duration::ZERO, "1,000 deliveries in no time");
 }
 
 /// A handler that takes longer than a lease, and a copy for another process.

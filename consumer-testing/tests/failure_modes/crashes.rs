@@ -69,8 +69,20 @@ async fn fm23_those_in_flight_beside_it_are_charged_nothing() {
     let (world, died) = killed_by_poison(Who::Ours, 10, 20).await;
     assert_eq!(world.dead().len(), 1, "only the poison is set aside");
     assert!(died >= 4, "{died}");
+    assert!(world.done());
     for n in 0..10 {
         let attempts = world.effects.attempts(&format!("innocent-{n}"));
         assert!(attempts.iter().all(|attempt| *attempt == 1), "{attempts:?}");
     }
+
+    let (world, died) = killed_by_poison(CHECK, 10, 20).await;
+    assert_eq!(
+        (died, world.broker.lag("g", "t")),
+        (20, 11),
+        "in the naive consumer the innocent are never done"
+    );
+    assert!(
+        (0..10).all(|n| world.effects.of(&format!("innocent-{n}")) == 20),
+        "each was delivered to every process"
+    );
 }

@@ -11,7 +11,6 @@ mod claims;
 mod crashes;
 mod dead_letters;
 mod failures;
-mod naive;
 mod order;
 mod severed;
 mod stopping;

@@ -4,7 +4,7 @@ use std::{
     future::{Future, pending},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -22,11 +22,12 @@ pub(crate) struct Severed {
     store: MemoryStore,
     dead: Arc<AtomicBool>,
     stalled: Arc<AtomicBool>,
+    overlaps: Arc<AtomicUsize>,
 }
 
 impl Severed {
     pub(crate) fn new(store: &MemoryStore) -> Self {
-        Self { store: store.clone(), dead: Arc::default(), stalled: Arc::default() }
+        Self { store: store.clone(), dead: Arc::default(), stalled: Arc::default(), overlaps: Arc::default() }
     }
 
     /// Nothing reaches the store any more, and nothing is answered.
@@ -37,6 +38,11 @@ impl Severed {
     /// Renewals do not reach the store: the process is stalled, or cut off while it works.
     pub(crate) fn stall(&self, stalled: bool) {
         self.stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    /// How often the store has answered that a success overlapped with another owner.
+    pub(crate) fn overlaps(&self) -> usize {
+        self.overlaps.load(Ordering::SeqCst)
     }
 }
 
@@ -70,7 +76,14 @@ impl DedupStore for Severed {
         lifetime: Duration,
     ) -> impl Future<Output = Result<Resolved, StoreError>> + Send + 'static + use<> {
         let store = self.store.clone();
-        through(self.dead.load(Ordering::SeqCst), move || store.resolve(claim, resolution, lifetime))
+        let overlaps = self.overlaps.clone();
+        let resolved =
+            through(self.dead.load(Ordering::SeqCst), move || store.resolve(claim, resolution, lifetime));
+        async move {
+            let resolved = resolved.await;
+            overlaps.fetch_add(usize::from(matches!(resolved, Ok(Resolved::Overlapped))), Ordering::SeqCst);
+            resolved
+        }
     }
 
     fn renew(

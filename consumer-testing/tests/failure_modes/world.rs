@@ -15,13 +15,11 @@ use consumer_core::{
     memory::{CrashHandle, MemoryBroker, MemorySource, MemoryStore},
     runtime::{Health, Ordering, RunError},
 };
+use consumer_testing::naive::{Naive, Order, Seen};
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use tower::{ServiceBuilder, service_fn, util::BoxCloneService};
 
-use crate::{
-    naive::{self, Seen},
-    severed::Severed,
-};
+use crate::severed::Severed;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
@@ -33,11 +31,14 @@ pub(crate) type Handler = Arc<dyn Fn(Message) -> Handling + Send + Sync>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Who {
     Ours,
-    Naive(naive::Order),
+    Naive(Order),
+    /// The naive consumer that has no dead letters: a failure goes back to the broker.
+    Nacking(Order),
 }
 
-pub(crate) const CHECK: Who = Who::Naive(naive::Order::CheckThenMark);
-pub(crate) const MARK: Who = Who::Naive(naive::Order::MarkThenHandle);
+pub(crate) const CHECK: Who = Who::Naive(Order::CheckThenMark);
+pub(crate) const MARK: Who = Who::Naive(Order::MarkThenHandle);
+pub(crate) const MARK_ONLY: Who = Who::Naive(Order::MarkOnly);
 
 #[derive(Clone)]
 pub(crate) struct World {
@@ -85,7 +86,19 @@ impl World {
         let broker = MemoryBroker::new();
         broker.create_topic("t", partitions);
         broker.create_topic("dead", 1);
-        Self { broker, store: MemoryStore::new(), seen: Seen::default(), effects: Effects::default() }
+        Self { broker, store: MemoryStore::new(), seen: Seen::new(), effects: Effects::default() }
+    }
+
+    /// Starts or ends an outage of the store, ours or the naive one.
+    pub(crate) fn set_store_down(&self, down: bool) {
+        self.store.set_down(down);
+        self.seen.set_down(down);
+    }
+
+    /// The store does what it is asked for, and the next `n` answers are lost.
+    pub(crate) fn lose_replies(&self, n: usize) {
+        self.store.lose_replies(n);
+        self.seen.lose_replies(n);
     }
 
     pub(crate) async fn send(&self, id: &str) {
@@ -160,6 +173,8 @@ impl World {
     }
 
     fn stack(&self, who: Who, nonce: u128, line: &Severed, handler: Handler) -> Stack {
+        let handler = service_fn(move |message| handler(message));
+        let naive = |order, handler| Naive::new(order, self.seen.clone(), handler);
         match who {
             Who::Ours => BoxCloneService::new(
                 ServiceBuilder::new()
@@ -167,14 +182,12 @@ impl World {
                     .layer(DedupLayer::new(line.clone(), "mails").as_process(nonce, Gate::new()).lease(LEASE))
                     .layer(RetryLayer::exponential(SECOND).max_attempts(3))
                     .layer(CatchPanicLayer::new())
-                    .service(service_fn(move |message| handler(message))),
+                    .service(handler),
             ),
             Who::Naive(order) => {
-                let (seen, broker) = (self.seen.clone(), self.broker.clone());
-                BoxCloneService::new(service_fn(move |message| {
-                    naive::handle(order, seen.clone(), broker.clone(), handler.clone(), message)
-                }))
+                BoxCloneService::new(naive(order, handler).dead_letters(self.broker.publisher(), "dead"))
             }
+            Who::Nacking(order) => BoxCloneService::new(naive(order, handler)),
         }
     }
 }
@@ -200,6 +213,11 @@ impl Process {
 
     pub(crate) fn stall(&self, stalled: bool) {
         self.line.stall(stalled);
+    }
+
+    /// How many successes it recorded of keys that another owner had taken over.
+    pub(crate) fn overlaps(&self) -> usize {
+        self.line.overlaps()
     }
 
     pub(crate) fn lose_connection(&self) {
