@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use consumer_core::{
-    Failure, Outgoing, Publisher, dedup::protocol::State, memory::PublishFault, message::wire,
+    Failure, Outgoing, Publisher, Report, dedup::protocol::State, memory::PublishFault, message::wire,
 };
 use consumer_testing::naive::Order;
 use tokio::time::sleep;
@@ -118,18 +118,31 @@ async fn fm33_a_duplicate_waits_for_the_dead_letter_and_is_then_superseded() {
     assert_eq!(world.effects.of("m"), 9, "each was tried three times, as the first one was");
 }
 
-#[tokio::test(start_paused = true)]
-async fn fm38_a_message_that_failed_may_be_corrected_and_sent_again_under_its_id() {
+/// A message that was set aside is sent once more under its id, with another payload.
+async fn corrected(who: Who) -> (World, Report) {
     let world = World::new(1);
-    let process = world.process(Who::Ours, 1, undecodable(&world));
+    let process = world.process(who, 1, undecodable(&world));
     world.send_as("m", "not json", None).await;
     assert!(comes(|| world.done()).await);
-    assert!(matches!(world.state("m"), State::DeadLettered(_)));
+    assert_eq!(matches!(world.state("m"), State::DeadLettered(_)), who == Who::Ours);
     world.send_as("m", "{}", None).await;
     assert!(comes(|| world.done()).await);
+    assert_eq!(world.dead().len(), 1);
+    let report = process.stopped().await;
+    (world, report)
+}
+
+#[tokio::test(start_paused = true)]
+async fn fm38_a_message_that_failed_may_be_corrected_and_sent_again_under_its_id() {
+    let (world, report) = corrected(Who::Ours).await;
     assert!(matches!(world.state("m"), State::Completed { .. }));
-    assert_eq!((world.dead().len(), world.effects.of("m")), (1, 2));
-    process.stopped().await;
+    assert_eq!((report.processed, world.effects.of("m")), (1, 2));
+    let (_, report) = corrected(MARK_ONLY).await;
+    assert_eq!(
+        (report.processed, report.duplicates),
+        (0, 1),
+        "the naive consumer swallows the corrected one"
+    );
 }
 
 /// A message fails and becomes a dead letter; its duplicate comes, and then its redrive, which would succeed.
