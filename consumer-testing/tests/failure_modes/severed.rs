@@ -35,9 +35,13 @@ impl Severed {
         self.dead.store(true, Ordering::SeqCst);
     }
 
-    /// Renewals do not reach the store: the process is stalled, or cut off while it works.
+    /// Claims and renewals do not reach the store: the process is stalled, or cut off while it works.
     pub(crate) fn stall(&self, stalled: bool) {
         self.stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    fn is_cut_off(&self) -> bool {
+        self.dead.load(Ordering::SeqCst) || self.stalled.load(Ordering::SeqCst)
     }
 
     /// How often the store has answered that a success overlapped with another owner.
@@ -66,7 +70,7 @@ impl DedupStore for Severed {
         request: ClaimRequest,
     ) -> impl Future<Output = Result<ClaimReply, StoreError>> + Send + 'static + use<> {
         let store = self.store.clone();
-        through(self.dead.load(Ordering::SeqCst), move || store.claim(request))
+        through(self.is_cut_off(), move || store.claim(request))
     }
 
     fn resolve(
@@ -91,8 +95,7 @@ impl DedupStore for Severed {
         requests: Vec<RenewRequest>,
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
         let store = self.store.clone();
-        let cut = self.dead.load(Ordering::SeqCst) || self.stalled.load(Ordering::SeqCst);
-        through(cut, move || store.renew(requests))
+        through(self.is_cut_off(), move || store.renew(requests))
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
