@@ -10,7 +10,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientContext, Statistics, TopicPartitionList,
+    ClientContext, Offset, Statistics, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol},
     error::{KafkaError as DriverError, RDKafkaErrorCode},
@@ -129,7 +129,12 @@ impl Callbacks {
         }
         for elem in list.elements() {
             let partition = Partition::new(elem.topic().into(), elem.partition());
-            tracing::info!(topic = elem.topic(), partition = elem.partition(), start = ?elem.offset(), "partition assigned");
+            // Looked up here; without one it is the committed offset.
+            let start = match elem.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            };
+            tracing::info!(topic = elem.topic(), partition = elem.partition(), start, "partition assigned");
             self.assignment().add(partition.clone());
             self.shared.control(Control::Assigned(partition));
         }
