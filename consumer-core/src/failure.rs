@@ -231,6 +231,14 @@ impl Failure {
         self
     }
 
+    /// The failure of a message that is `cancelled`: a transient one is how its call came back, and counts nothing.
+    pub(crate) fn or_handed_back(mut self, cancelled: bool) -> Self {
+        if cancelled && self.is_transient() {
+            self.0.kind = FailureKind::Cancelled;
+        }
+        self
+    }
+
     /// The error itself, for wrapping it in an error type of one's own.
     pub fn into_error(self) -> FailureError {
         *self.0

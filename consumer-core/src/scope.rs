@@ -13,18 +13,20 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower::Service;
 
-use crate::{
-    BoxError, Failure, Message,
-    dedup::{DedupStore, DynStore},
-};
+use crate::{BoxError, Failure, Message, dedup::Registry};
 
 /// One assignment of a source: cancelled when its deliveries should be handed back.
 pub(crate) struct Scope {
     token: CancellationToken,
     run: Arc<Run>,
+    /// Tells what the token tells, without its lock: it is read for every message.
+    cancelled: AtomicBool,
+    /// Somebody else's token, of which only the token itself can tell.
+    foreign: bool,
     /// Set when what still runs in the scope has to be dropped.
     over: AtomicBool,
 }
@@ -34,7 +36,7 @@ pub(crate) struct Run {
     id: u64,
     waiting: AtomicUsize,
     retried: AtomicU64,
-    stores: Mutex<Vec<DynStore>>,
+    registries: Mutex<Vec<Arc<Registry>>>,
 }
 
 pub(crate) fn never() -> &'static CancellationToken {
@@ -44,16 +46,26 @@ pub(crate) fn never() -> &'static CancellationToken {
 
 impl Scope {
     pub(crate) fn new(token: CancellationToken, run: Arc<Run>) -> Self {
-        Self { token, run, over: AtomicBool::new(false) }
+        Self { token, run, cancelled: AtomicBool::new(false), foreign: false, over: AtomicBool::new(false) }
     }
 
     /// A scope without a runtime around it.
     pub(crate) fn detached(token: CancellationToken) -> Self {
-        Self::new(token, Run::new())
+        Self { foreign: true, ..Self::new(token, Run::new()) }
     }
 
     pub(crate) fn with_token(&self, token: CancellationToken) -> Self {
-        Self::new(token, self.run.clone())
+        Self { foreign: true, ..Self::new(token, self.run.clone()) }
+    }
+
+    /// Asks for everything in the scope to be handed back.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire) || (self.foreign && self.token.is_cancelled())
     }
 
     pub(crate) fn token(&self) -> &CancellationToken {
@@ -80,7 +92,7 @@ impl Run {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             waiting: AtomicUsize::new(0),
             retried: AtomicU64::new(0),
-            stores: Mutex::default(),
+            registries: Mutex::default(),
         })
     }
 
@@ -104,21 +116,21 @@ impl Run {
         self.retried.load(Ordering::Relaxed)
     }
 
-    /// A layer's store, to be flushed when the run ends.
-    pub(crate) fn register_store(&self, store: DynStore) {
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A layer's claims, whose store is to be flushed when the run ends.
+    pub(crate) fn register(&self, registry: &Arc<Registry>) {
+        let mut registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
         // A stack that two runs share registers whenever the run changes from one message to the next.
-        if !stores.iter().any(|known| known.is(&store)) {
-            stores.push(store);
+        if !registries.iter().any(|known| Arc::ptr_eq(known, registry)) {
+            registries.push(registry.clone());
         }
     }
 
     /// Waits, within `limit`, until every store that was used has answered what was enqueued.
     pub(crate) async fn flush_stores(&self, limit: Duration) -> bool {
-        let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let all = async {
-            for store in stores {
-                if let Err(error) = store.flush().await {
+            for registry in registries {
+                if let Err(error) = registry.flush().await {
                     tracing::error!(error = %crate::failure::chain(&error), "the dedup store could not be flushed");
                     return false;
                 }
@@ -152,7 +164,7 @@ impl Waiting {
 }
 
 /// Awaits a backend for a delivery of `scope`, which counts as waiting meanwhile: an outage is no wedged handler.
-/// Tells as well whether the answer had to be waited for.
+/// Tells as well how long the answer had to be waited for; the clock is not looked at for one that is there at once.
 pub(crate) fn answered<F: Future>(scope: Option<&Arc<Scope>>, answer: F) -> Answered<'_, F> {
     Answered { answer, scope, waiting: None }
 }
@@ -163,23 +175,58 @@ pin_project! {
         #[pin]
         answer: F,
         scope: Option<&'a Arc<Scope>>,
-        waiting: Option<Waiting>,
+        waiting: Option<(Waiting, Instant)>,
     }
 }
 
 impl<F: Future> Future for Answered<'_, F> {
-    type Output = (F::Output, bool);
+    type Output = (F::Output, Duration);
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         match this.answer.poll(cx) {
-            Poll::Ready(output) => Poll::Ready((output, this.waiting.take().is_some())),
+            Poll::Ready(output) => {
+                let waited = this.waiting.take().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+                Poll::Ready((output, waited))
+            }
             Poll::Pending => {
-                this.waiting.get_or_insert_with(|| Waiting::within(*this.scope));
+                this.waiting.get_or_insert_with(|| (Waiting::within(*this.scope), Instant::now()));
                 Poll::Pending
             }
         }
     }
+}
+
+/// A message that waits for a permit of what is inside the retries. It keeps its place in the gate, since a suspect that
+/// has the gate to itself must not wait for a permit whose holder waits for the gate.
+pub(crate) struct Queued {
+    _waiting: Waiting,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// Polls a service until it is ready for the message; `None` when that was cancelled meanwhile. What has to be waited
+/// for is kept in `queued`.
+pub(crate) fn poll_ready_or_cancelled<S: Service<Message>>(
+    service: &mut S,
+    message: &Message,
+    queued: &mut Option<Queued>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<(), S::Error>>> {
+    if queued.as_mut().is_some_and(|queued| queued.cancelled.as_mut().poll(cx).is_ready()) {
+        return Poll::Ready(None);
+    }
+    if let Poll::Ready(ready) = service.poll_ready(cx) {
+        *queued = None;
+        return Poll::Ready(Some(ready));
+    }
+    if queued.is_none() {
+        let mut cancelled = Box::pin(message.cancellation().clone().cancelled_owned());
+        if cancelled.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        *queued = Some(Queued { _waiting: Waiting::of(message), cancelled });
+    }
+    Poll::Pending
 }
 
 impl Drop for Waiting {
@@ -191,6 +238,11 @@ impl Drop for Waiting {
 }
 
 impl Message {
+    /// As its cancellation says, at the cost of one atomic load.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.scope().is_some_and(|scope| scope.is_cancelled())
+    }
+
     /// Counts a call after the first for the run's report.
     pub(crate) fn count_retry(&self) {
         if let Some(scope) = self.scope() {
@@ -200,7 +252,8 @@ impl Message {
 
     /// For layers that wait (a backoff, a rate): awaits `wait` without counting the message as executing.
     ///
-    /// While it waits, another message that has to run alone may run; the future resolves once this one may go on.
+    /// While it waits, another message that has to run alone may run; the future resolves once this one may go on. A
+    /// message that has to run alone itself lets others run while it waits, and is alone again before it goes on.
     /// Use it inside the dedup layer as well as outside; never while holding a permit taken inside the retry layer.
     ///
     /// # Cancel safety

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, futures::Notified};
 
 const ALL: u32 = 1 << 20;
 
@@ -11,7 +11,14 @@ const ALL: u32 = 1 << 20;
 /// All dedup layers of a process share one gate by default, because a crash takes all of them along. The order is
 /// first come, first served, so a suspect waits for what executes now and not for what comes later.
 #[derive(Debug, Clone)]
-pub struct Gate(Arc<Semaphore>);
+pub struct Gate(Arc<Places>);
+
+#[derive(Debug)]
+struct Places {
+    free: Semaphore,
+    /// Tells whenever somebody has the gate to himself.
+    alone: Notify,
+}
 
 /// What a message holds of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +31,7 @@ pub(crate) enum Pass {
 impl Gate {
     /// A gate of its own. Only for tests and for stacks that cannot crash each other.
     pub fn new() -> Self {
-        Self(Arc::new(Semaphore::new(ALL as usize)))
+        Self(Arc::new(Places { free: Semaphore::new(ALL as usize), alone: Notify::new() }))
     }
 
     /// The gate of this process.
@@ -37,15 +44,25 @@ impl Gate {
     pub(crate) async fn enter(&self, alone: bool) -> Pass {
         let (permits, pass) = if alone { (ALL, Pass::Alone) } else { (1, Pass::Shared) };
         // The semaphore is never closed.
-        if let Ok(permit) = self.0.acquire_many(permits).await {
+        if let Ok(permit) = self.0.free.acquire_many(permits).await {
             permit.forget();
         }
         pass
     }
 
+    /// Resolves when somebody has got the gate to himself.
+    pub(super) fn alone(&self) -> Notified<'_> {
+        self.0.alone.notified()
+    }
+
+    /// A suspect keeps its place where its other waits find it.
+    pub(super) fn is_alone(&self) {
+        self.0.alone.notify_waiters();
+    }
+
     /// A place beside others, if nobody has to be waited for.
     pub(crate) fn try_enter(&self) -> Option<Pass> {
-        self.0.try_acquire().ok().map(|permit| {
+        self.0.free.try_acquire().ok().map(|permit| {
             permit.forget();
             Pass::Shared
         })
@@ -54,8 +71,8 @@ impl Gate {
     pub(crate) fn leave(&self, pass: Pass) {
         match pass {
             Pass::Outside => {}
-            Pass::Shared => self.0.add_permits(1),
-            Pass::Alone => self.0.add_permits(ALL as usize),
+            Pass::Shared => self.0.free.add_permits(1),
+            Pass::Alone => self.0.free.add_permits(ALL as usize),
         }
     }
 }

@@ -231,7 +231,7 @@ impl<D> Shared<D> {
             if self.seen_run.load(Ordering::Relaxed) != run.id()
                 && self.seen_run.swap(run.id(), Ordering::Relaxed) != run.id()
             {
-                run.register_store(self.registry.store.clone());
+                run.register(&self.registry);
             }
         }
     }

@@ -22,6 +22,7 @@ struct Handles {
     suspects: metrics::Counter,
     lost: metrics::Counter,
     claim: metrics::Histogram,
+    complete: metrics::Histogram,
 }
 
 #[cfg(feature = "metrics")]
@@ -37,6 +38,7 @@ impl Meter {
             suspects: metrics::counter!(names::CRASH_SUSPECTS, names::CONSUMER => label()),
             lost: metrics::counter!(names::CLAIMS_LOST, names::CONSUMER => label()),
             claim: store("claim"),
+            complete: store("complete"),
         };
         Self { handles: Arc::new(handles) }
     }
@@ -65,8 +67,12 @@ impl Meter {
         self.handles.claim.record(latency);
     }
 
+    pub(super) fn complete_answered(&self, latency: Duration) {
+        self.handles.complete.record(latency);
+    }
+
     pub(super) fn completed(&self, resolved: Resolved) {
-        if resolved == Resolved::Overlapped {
+        if matches!(resolved, Resolved::Overlapped | Resolved::AlreadyCompleted) {
             self.handles.overlap.increment(1);
         }
     }
@@ -89,6 +95,8 @@ impl Meter {
     pub(super) fn lost(&self) {}
 
     pub(super) fn claim_answered(&self, _: Duration) {}
+
+    pub(super) fn complete_answered(&self, _: Duration) {}
 
     pub(super) fn completed(&self, _: Resolved) {}
 }

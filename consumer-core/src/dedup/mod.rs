@@ -15,7 +15,7 @@ mod tests;
 pub use gate::Gate;
 pub use key::{IdempotencyKey, MissingKey};
 pub use layer::{DedupLayer, OnOutage};
-pub(crate) use registry::{ClaimHandle, HeldClaim, SharedClaim};
+pub(crate) use registry::{ClaimHandle, HeldClaim, Registry, SharedClaim};
 pub use service::Dedup;
 pub use store::{
     Claim, ClaimReply, ClaimRequest, DedupStore, DynStore, Mode, Owner, RenewRequest, Renewal, Resolution,

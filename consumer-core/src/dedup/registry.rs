@@ -8,10 +8,10 @@ use std::{
     collections::{HashMap, hash_map},
     fmt,
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -36,6 +36,9 @@ pub(crate) struct Registry {
     pub(super) retention: Duration,
     entries: Mutex<Entries>,
     pub(super) wake_renewer: Arc<Notify>,
+    /// Claims that are on their way back although nobody knows yet whether they were granted.
+    handing_back: AtomicUsize,
+    handed_back: Notify,
 }
 
 /// Owners are unique in the process, whatever layer they come from.
@@ -100,7 +103,22 @@ impl Registry {
             retention,
             entries: Mutex::default(),
             wake_renewer: Arc::default(),
+            handing_back: AtomicUsize::new(0),
+            handed_back: Notify::new(),
         })
+    }
+
+    /// Waits until the store has answered all that it was asked, and what was to be handed back is.
+    pub(crate) async fn flush(&self) -> Result<(), StoreError> {
+        loop {
+            let mut handed_back = pin!(self.handed_back.notified());
+            handed_back.as_mut().enable();
+            if self.handing_back.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            handed_back.await;
+        }
+        self.store.flush().await
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -119,9 +137,7 @@ impl Registry {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             };
-            if !entry.joined.iter().any(|waker| waker.will_wake(cx.waker())) {
-                entry.joined.push(cx.waker().clone());
-            }
+            entry.join(cx.waker());
             Poll::Pending
         })
         .await
@@ -132,23 +148,32 @@ impl Registry {
         let hash = request.key.hash();
         let mut entries = self.lock();
         let hash_map::Entry::Vacant(vacant) = entries.by_key.entry(hash) else { return None };
-        let seq = NEXT_SEQ.fetch_add(1, Ordering::Relaxed);
-        request.owner = Owner { process: self.process, seq };
-        vacant.insert(Entry {
-            seq,
-            request: request.clone(),
-            granted: None,
-            attempts: 0,
-            mode: Mode::Normal,
-            pass: Pass::Outside,
-            deadline: now,
-            lost: false,
-            travels: false,
-            handler: None,
-            joined: Vec::new(),
-        });
+        request.owner = self.next_owner();
+        let seq = request.owner.seq;
+        vacant.insert(Entry::new(request.clone(), now));
         drop(entries);
         Some(Ticket { registry: self.clone(), hash, seq })
+    }
+
+    /// An entry under no key of a message: what runs without a claim has its place in the gate there.
+    pub(super) fn aside(self: &Arc<Self>) -> Ticket {
+        let owner = self.next_owner();
+        let request = ClaimRequest {
+            key: StoreKey::new("\0aside".into(), owner.seq.to_le_bytes().to_vec().into()),
+            owner,
+            fingerprint: None,
+            lease: Duration::ZERO,
+            grace: Duration::ZERO,
+            attempt: 1,
+            redrive: 0,
+        };
+        let (hash, seq) = (request.key.hash(), owner.seq);
+        self.lock().by_key.insert(hash, Entry::new(request, Instant::now()));
+        Ticket { registry: self.clone(), hash, seq }
+    }
+
+    fn next_owner(&self) -> Owner {
+        Owner { process: self.process, seq: NEXT_SEQ.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// The claims whose deadline is not after `until`, and the first deadline of all. With no claim at all, the task
@@ -232,6 +257,22 @@ fn deadline(sent: Instant, lease: Duration) -> Instant {
 }
 
 impl Entry {
+    fn new(request: ClaimRequest, now: Instant) -> Self {
+        Self {
+            seq: request.owner.seq,
+            request,
+            granted: None,
+            attempts: 0,
+            mode: Mode::Normal,
+            pass: Pass::Outside,
+            deadline: now,
+            lost: false,
+            travels: false,
+            handler: None,
+            joined: Vec::new(),
+        }
+    }
+
     /// None until the store has granted it.
     fn claim(&self) -> Option<Claim> {
         self.granted.map(|granted| Claim {
@@ -250,6 +291,13 @@ impl Entry {
 
     fn renewal(&self, mode: Mode) -> Option<RenewRequest> {
         self.claim().map(|claim| RenewRequest { claim, attempts: self.attempts, mode })
+    }
+
+    /// Wakes when the entry goes.
+    fn join(&mut self, waker: &Waker) {
+        if !self.joined.iter().any(|joined| joined.will_wake(waker)) {
+            self.joined.push(waker.clone());
+        }
     }
 
     fn lose(&mut self) {
@@ -293,18 +341,8 @@ impl Ticket {
 }
 
 impl Ticket {
-    /// Keeps a place in the gate with the entry, which gives it back however the work ends.
-    fn take_place(&self, pass: Pass) -> Result<(), LostClaim> {
-        match self.with(|entry| (std::mem::replace(&mut entry.pass, pass), entry.lost)) {
-            Some((before, lost)) => {
-                self.registry.gate.leave(before);
-                if lost { Err(LostClaim) } else { Ok(()) }
-            }
-            None => {
-                self.registry.gate.leave(pass);
-                Err(LostClaim)
-            }
-        }
+    pub(super) fn handle(&self) -> ClaimHandle {
+        ClaimHandle { registry: self.registry.clone(), hash: self.hash, seq: self.seq }
     }
 
     fn leave_gate(&self) {
@@ -360,33 +398,62 @@ impl Asking {
     pub(super) fn answered(mut self) {
         self.unknown = false;
     }
+
+    /// Goes on without a claim: the key is free for others in this process at once, whatever the store does.
+    pub(super) fn give_up(mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let request = ticket.with(|entry| entry.request.clone());
+        let registry = ticket.registry.clone();
+        drop(ticket);
+        if let Some(request) = request {
+            hand_back(registry, request, None);
+        }
+    }
+}
+
+/// Hands back what may have been granted. The entry, if there still is one, stays until that is done.
+fn hand_back(registry: Arc<Registry>, request: ClaimRequest, ticket: Option<Ticket>) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    registry.handing_back.fetch_add(1, Ordering::AcqRel);
+    let counted = HandingBack(registry);
+    runtime.spawn(async move {
+        let registry = &counted.0;
+        // Behind the claim, which may still be on its way: a store keeps no order between what is not answered. Without
+        // an answer the claim ends with its lease.
+        let _ = registry.store.flush().await;
+        let claim = Claim {
+            key: request.key,
+            owner: request.owner,
+            epoch: 0,
+            attempts: 0,
+            crashes: 0,
+            suspect: false,
+            fingerprint: request.fingerprint,
+            redrive: request.redrive,
+            lease: request.lease,
+            grace: request.grace,
+        };
+        let back = Resolution::Returned { attempts: 0 };
+        let _ = registry.store.resolve(claim, back, registry.retention).await;
+        drop(ticket);
+    });
+}
+
+/// Counts until dropped.
+struct HandingBack(Arc<Registry>);
+
+impl Drop for HandingBack {
+    fn drop(&mut self) {
+        self.0.handing_back.fetch_sub(1, Ordering::AcqRel);
+        self.0.handed_back.notify_waiters();
+    }
 }
 
 impl Drop for Asking {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take().filter(|_| self.unknown) else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let registry = &ticket.registry;
-            // Behind the claim, which may still be on its way; without an answer the claim ends with its lease.
-            let _ = registry.store.flush().await;
-            let Some(request) = ticket.with(|entry| entry.request.clone()) else { return };
-            let claim = Claim {
-                key: request.key,
-                owner: request.owner,
-                epoch: 0,
-                attempts: 0,
-                crashes: 0,
-                suspect: false,
-                fingerprint: request.fingerprint,
-                redrive: request.redrive,
-                lease: request.lease,
-                grace: request.grace,
-            };
-            let back = Resolution::Returned { attempts: 0 };
-            let _ = registry.store.resolve(claim, back, registry.retention).await;
-            drop(ticket);
-        });
+        let Some(request) = ticket.with(|entry| entry.request.clone()) else { return };
+        hand_back(ticket.registry.clone(), request, Some(ticket));
     }
 }
 
@@ -413,7 +480,7 @@ impl ClaimHandle {
     /// from then on proves nothing; if the store cannot be told, it stays alone.
     pub(crate) async fn leave_gate(&self) {
         let told = self.with(|entry| match entry.pass {
-            Pass::Alone => entry.renewal(Mode::Normal),
+            Pass::Alone => entry.renewal(Mode::Suspect),
             _ => None,
         });
         if let Some(Some(request)) = told {
@@ -423,24 +490,90 @@ impl ClaimHandle {
             }
         }
         let pass = self.with(|entry| {
-            entry.mode = Mode::Normal;
+            if entry.pass == Pass::Alone {
+                entry.mode = Mode::Suspect;
+            }
             std::mem::replace(&mut entry.pass, Pass::Outside)
         });
         self.registry.gate.leave(pass.unwrap_or(Pass::Outside));
     }
 
-    /// Takes a place beside others again.
+    /// Takes a place again. Of a claim that was lost meanwhile the future ends with the claim: whoever runs the handler
+    /// drops it.
     pub(crate) async fn enter_gate(&self) {
         if self.with(|entry| entry.pass) != Some(Pass::Outside) {
             return;
         }
-        let pass = self.registry.gate.enter(false).await;
-        // Another wait of the same message may have come first: a message has one place.
-        let spare = self.with(|entry| match entry.pass {
-            Pass::Outside => std::mem::replace(&mut entry.pass, pass),
-            _ => pass,
+        if self.take_place().await.is_err() {
+            self.with(Entry::lose);
+            self.gone().await;
+        }
+    }
+
+    /// Waits until the entry is gone.
+    async fn gone(&self) {
+        poll_fn(|cx| match self.with(|entry| entry.join(cx.waker())) {
+            Some(()) => Poll::Pending,
+            None => Poll::Ready(()),
+        })
+        .await
+    }
+
+    /// Takes a place in the gate: beside others, or alone for a suspect, which the store is told before it runs. The
+    /// entry keeps the place and gives it back however the work ends.
+    ///
+    /// # Errors
+    /// When the claim was lost while waiting.
+    pub(super) async fn take_place(&self) -> Result<(), LostClaim> {
+        let alone = self.with(|entry| entry.granted.is_some_and(|granted| granted.suspect));
+        let alone = alone.ok_or(LostClaim)?;
+        let gate = &self.registry.gate;
+        let mut entering = pin!(gate.enter(alone));
+        let pass = loop {
+            // Another wait of the same message may come first: a message has one place, and a suspect that has all of
+            // them must not wait for one more.
+            let mut taken = pin!(gate.alone());
+            taken.as_mut().enable();
+            if self.with(|entry| entry.pass).ok_or(LostClaim)? != Pass::Outside {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                pass = &mut entering => break pass,
+                () = taken => {}
+            }
+        };
+        let placed = self.with(|entry| match entry.pass {
+            Pass::Outside => (std::mem::replace(&mut entry.pass, pass), entry.lost),
+            _ => (pass, entry.lost),
         });
-        self.registry.gate.leave(spare.unwrap_or(pass));
+        let (spare, lost) = placed.unwrap_or((pass, true));
+        gate.leave(spare);
+        if lost {
+            return Err(LostClaim);
+        }
+        if alone {
+            gate.is_alone();
+            self.announce_alone().await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the store that dying from now on counts as a crash.
+    async fn announce_alone(&self) -> Result<(), LostClaim> {
+        loop {
+            let request = self.with(|entry| entry.renewal(Mode::Alone)).flatten().ok_or(LostClaim)?;
+            let pause = request.claim.lease / 20;
+            match self.registry.store.renew(vec![request]).await.as_deref() {
+                Ok([Renewal::Held]) => {
+                    self.with(|entry| entry.mode = Mode::Alone);
+                    return Ok(());
+                }
+                Ok(_) => return Err(LostClaim),
+                Err(_) if self.with(|entry| entry.lost) != Some(false) => return Err(LostClaim),
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+        }
     }
 }
 
@@ -467,8 +600,7 @@ impl HeldClaim {
     }
 
     pub(super) fn handle(&self) -> Option<ClaimHandle> {
-        let ticket = self.hold.ticket.as_ref()?;
-        Some(ClaimHandle { registry: ticket.registry.clone(), hash: ticket.hash, seq: ticket.seq })
+        self.hold.ticket.as_ref().map(Ticket::handle)
     }
 
     /// Failed calls so far, over all processes.
@@ -476,32 +608,11 @@ impl HeldClaim {
         self.hold.ticket.as_ref().and_then(|t| t.with(|entry| entry.attempts)).unwrap_or(self.claim.attempts)
     }
 
-    /// Takes a place in the gate: beside others, or alone for a suspect, which the store is told before it runs.
-    ///
-    /// # Errors
-    /// When the claim was lost while waiting.
+    /// Takes a place in the gate, as [`ClaimHandle::take_place`].
     pub(super) async fn enter_gate(&self) -> Result<(), LostClaim> {
-        let Some(ticket) = &self.hold.ticket else { return Ok(()) };
-        let gate = &ticket.registry.gate;
-        let alone = self.claim.suspect;
-        ticket.take_place(gate.enter(alone).await)?;
-        if alone { self.announce_alone(ticket).await } else { Ok(()) }
-    }
-
-    /// Tells the store that dying from now on counts as a crash.
-    async fn announce_alone(&self, ticket: &Ticket) -> Result<(), LostClaim> {
-        loop {
-            let attempts = self.attempts();
-            let request = RenewRequest { claim: self.claim.clone(), attempts, mode: Mode::Alone };
-            match ticket.registry.store.renew(vec![request]).await.as_deref() {
-                Ok([Renewal::Held]) => {
-                    ticket.with(|entry| entry.mode = Mode::Alone);
-                    return Ok(());
-                }
-                Ok(_) => return Err(LostClaim),
-                Err(_) if ticket.with(|entry| entry.lost) != Some(false) => return Err(LostClaim),
-                Err(_) => tokio::time::sleep(self.claim.lease / 20).await,
-            }
+        match self.handle() {
+            Some(handle) => handle.take_place().await,
+            None => Ok(()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{Arc, atomic::AtomicU64},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -109,16 +109,19 @@ where
         let this = &*shared;
         let Some(mut request) = this.request(&message).map_err(|failure| this.unclaimed(failure))? else {
             this.meter.keyless();
-            return Box::pin(call(inner, message)).await;
+            return Box::pin(this.unprotected(inner, message)).await;
         };
         this.register(&message);
+        if this.is_bypassed() {
+            this.meter.bypassed();
+            return Box::pin(this.unprotected(inner, message)).await;
+        }
         let now = Instant::now();
         let (asking, claim, sent) = 'granted: {
             let asked = match this.registry.try_enter(&mut request, now) {
                 Some(ticket) => {
                     let asking = Asking::new(ticket);
-                    let (reply, waited) = answered(message.scope(), this.store.claim(request)).await;
-                    let took = if waited { now.elapsed() } else { Duration::ZERO };
+                    let (reply, took) = answered(message.scope(), this.store.claim(request)).await;
                     this.meter.claim_answered(took);
                     match reply {
                         Ok(ClaimReply::Claimed(claim)) if !this.is_too_slow(took) => {
@@ -136,7 +139,7 @@ where
             match asked {
                 Asked::Granted(asking, claim, sent) => (asking, claim, sent),
                 Asked::Duplicate => return Ok(Outcome::Duplicate),
-                Asked::Unprotected => return Box::pin(call(inner, message)).await,
+                Asked::Unprotected => return Box::pin(this.unprotected(inner, message)).await,
             }
         };
         if claim.suspect {
@@ -154,11 +157,13 @@ where
             true => Turn::Come,
             false => Box::pin(this.turn(&held, &mut inner, &message, ready)).await,
         };
+        let scope = message.scope().cloned();
         let failure = match turn {
             Turn::Over(failure) => return Err(failure),
             Turn::Failed(failure) => failure,
+            // Granted after the stop: what has not begun does not begin any more.
+            Turn::Come if message.is_cancelled() => return Err(handed_back()),
             Turn::Come => {
-                let scope = message.scope().cloned();
                 let claim = held.claim();
                 if claim.attempts > 0 {
                     message.count_retry();
@@ -177,7 +182,8 @@ where
                         // The effect has happened: whatever becomes of the record, the handler must not run again.
                         let resolution = resolution_of(outcome, &held);
                         let recording = held.resolve(&this.store, resolution, this.config.retention);
-                        let (settled, _) = answered(scope.as_ref(), recording).await;
+                        let (settled, took) = answered(scope.as_ref(), recording).await;
+                        this.meter.complete_answered(took);
                         this.recorded(settled);
                         return Ok(outcome);
                     }
@@ -186,7 +192,7 @@ where
                 }
             }
         };
-        Err(this.failed(held, failure))
+        Err(this.failed(held, failure.or_handed_back(scope.is_some_and(|scope| scope.is_cancelled()))))
     }
 }
 
@@ -227,6 +233,31 @@ impl<D: DedupStore> Shared<D> {
         failure
     }
 
+    /// The store is known to be away, and the policy says to go on without asking it.
+    fn is_bypassed(&self) -> bool {
+        let known_down = || self.store.poll_available(&mut Context::from_waker(Waker::noop())).is_pending();
+        self.config.on_outage == OnOutage::Bypass && known_down()
+    }
+
+    /// Handles a message without a claim. A place in the gate it takes all the same: a suspect is alone.
+    async fn unprotected<S>(&self, mut inner: S, message: Message) -> Result<Outcome, Failure>
+    where
+        S: Service<Message, Response: Into<Outcome> + Send, Error: Into<BoxError>, Future: Send> + Send,
+    {
+        message.until_ready(&mut inner).await.ok_or_else(handed_back)??;
+        let place = self.registry.aside();
+        let handle = place.handle();
+        message.wait_or_cancelled(handle.enter_gate()).await.ok_or_else(handed_back)?;
+        if message.is_cancelled() {
+            return Err(handed_back());
+        }
+        let scope = message.scope().cloned();
+        let answer = inner.call(message.with_claim(Some(handle))).await;
+        answer.map(Into::into).map_err(|error| {
+            Failure::from_error(error).or_handed_back(scope.is_some_and(|scope| scope.is_cancelled()))
+        })
+    }
+
     /// Too much of the lease is gone for the renewal task to find it in time.
     fn is_too_slow(&self, took: Duration) -> bool {
         took > self.config.lease * 2 / 5
@@ -238,8 +269,7 @@ impl<D: DedupStore> Shared<D> {
         let ticket = message.wait_or_cancelled(first).await.ok_or_else(handed_back)?;
         let asking = Asking::new(ticket);
         let sent = Instant::now();
-        let (reply, _) = answered(message.scope(), self.store.claim(request)).await;
-        let took = sent.elapsed();
+        let (reply, took) = answered(message.scope(), self.store.claim(request)).await;
         self.meter.claim_answered(took);
         self.ask_again(asking, reply, sent, took, message).await
     }
@@ -282,6 +312,12 @@ impl<D: DedupStore> Shared<D> {
                 Err(error) if self.config.on_outage == OnOutage::Bypass => {
                     self.meter.bypassed();
                     tracing::error!(error = %chain(&error), "dedup store is away: handling without protection");
+                    // What is known to be away is not asked to take anything back: it would keep that for each message.
+                    if self.is_bypassed() {
+                        asking.answered()
+                    } else {
+                        asking.give_up()
+                    }
                     return Ok(Asked::Unprotected);
                 }
                 Err(error) => {
@@ -296,8 +332,7 @@ impl<D: DedupStore> Shared<D> {
             message.wait_or_cancelled(again).await.ok_or_else(handed_back)?;
             let Some(request) = asking.again() else { return Err(handed_back()) };
             sent = Instant::now();
-            (reply, _) = answered(message.scope(), self.store.claim(request)).await;
-            took = sent.elapsed();
+            (reply, took) = answered(message.scope(), self.store.claim(request)).await;
             self.meter.claim_answered(took);
         }
     }
@@ -360,7 +395,7 @@ impl<D: DedupStore> Shared<D> {
         match answer {
             Ok(resolved) => {
                 self.meter.completed(resolved);
-                if resolved == Resolved::Overlapped {
+                if matches!(resolved, Resolved::Overlapped | Resolved::AlreadyCompleted) {
                     tracing::warn!(
                         ?key,
                         "another process had taken this key over: its handler may have run twice"
@@ -378,14 +413,6 @@ impl<D: DedupStore> Shared<D> {
         tracing::warn!(key = ?held.claim().key, "claim ran out or was taken over: the handler was stopped");
         Failure::cancelled("the claim ran out or was taken over while the handler ran")
     }
-}
-
-async fn call<S>(mut service: S, message: Message) -> Result<Outcome, Failure>
-where
-    S: Service<Message, Response: Into<Outcome> + Send, Error: Into<BoxError>, Future: Send> + Send,
-{
-    message.until_ready(&mut service).await.ok_or_else(handed_back)??;
-    service.call(message).await.map(Into::into).map_err(Failure::from_error)
 }
 
 fn resolution_of(outcome: Outcome, held: &HeldClaim) -> Resolution {

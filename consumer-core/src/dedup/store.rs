@@ -173,7 +173,8 @@ pub enum Resolved {
     Applied,
     /// It is recorded, and another owner had taken the key meanwhile: both ran.
     Overlapped,
-    /// The key was completed already.
+    /// The key was completed already: by another owner, unless this one has completed it before. A store that repeats an
+    /// operation on its own account, for a reply that was lost, answers what the first try would have been answered.
     AlreadyCompleted,
     /// The claim was not this owner's any more: nothing changed.
     NotOwner,
@@ -341,11 +342,6 @@ impl DynStore {
     /// Erases the type of `store`.
     pub fn new(store: impl DedupStore) -> Self {
         Self(Arc::new(store))
-    }
-
-    /// Whether both are clones of one.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

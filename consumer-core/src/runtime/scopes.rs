@@ -29,6 +29,7 @@ impl Scopes {
 
     /// Cancels everything: waiting layers hand their messages back.
     pub(super) fn cancel_all(&self) {
+        self.live.values().for_each(|assignment| assignment.scope.cancel());
         self.root.cancel();
     }
 
@@ -43,10 +44,12 @@ impl Scopes {
     }
 
     fn assignment(&mut self, scope: u64) -> &mut Assignment {
-        self.live.entry(scope).or_insert_with(|| Assignment {
-            scope: Arc::new(Scope::new(self.root.child_token(), self.run.clone())),
-            held: 0,
-            drop_at: None,
+        self.live.entry(scope).or_insert_with(|| {
+            let scope = Scope::new(self.root.child_token(), self.run.clone());
+            if self.root.is_cancelled() {
+                scope.cancel();
+            }
+            Assignment { scope: Arc::new(scope), held: 0, drop_at: None }
         })
     }
 
@@ -55,7 +58,7 @@ impl Scopes {
         match self.live.get_mut(&scope) {
             None => true,
             Some(assignment) => {
-                assignment.scope.token().cancel();
+                assignment.scope.cancel();
                 assignment.drop_at = Some(drop_at);
                 self.forget_if_done(scope)
             }

@@ -304,3 +304,54 @@ async fn a_stack_that_two_runs_share_registers_its_store_once_with_each() {
     }
     assert_eq!(store.flushes(), 2);
 }
+
+/// A handler that heeds the cancellation says so with whatever error it has.
+#[tokio::test(start_paused = true)]
+async fn fm25_fm39_a_transient_failure_of_a_cancelled_message_counts_nothing_and_a_permanent_one_does() {
+    let store = Spy::new();
+    let process = process(&store, 1, |message| {
+        Box::pin(async move {
+            message.cancellation().cancelled().await;
+            if message.id().unwrap() == "permanent" {
+                return Err(Failure::permanent("no such order"));
+            }
+            Err(Failure::transient("stopped half way"))
+        })
+    });
+    for (id, attempts) in [("transient", 0), ("permanent", 1)] {
+        let token = tokio_util::sync::CancellationToken::new();
+        let running = process.spawn(message(id).with_cancellation(token.clone()));
+        sleep(SECOND).await;
+        token.cancel();
+        let failure = running.await.unwrap().unwrap_err();
+        assert_eq!(failure.is_cancelled(), attempts == 0, "{failure:?}");
+        drop(failure);
+        let State::Released(numbers) = store.state(id) else { panic!("{:?}", store.state(id)) };
+        assert_eq!(numbers.attempts, attempts);
+    }
+    sleep(SECOND).await;
+    process.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn fm25_a_claim_that_is_granted_after_the_stop_starts_no_handler() {
+    let (store, calls) = (Spy::new(), Count::default());
+    let process = process(&store, 1, {
+        let calls = calls.clone();
+        move |_| {
+            calls.add();
+            ok()
+        }
+    });
+    store.delay_claims(5 * SECOND);
+    let token = tokio_util::sync::CancellationToken::new();
+    let running = process.spawn(message("a").with_cancellation(token.clone()));
+    sleep(SECOND).await;
+    token.cancel();
+    assert!(running.await.unwrap().unwrap_err().is_cancelled());
+    assert_eq!(calls.get(), 0);
+    let State::Released(numbers) = store.state("a") else { panic!("{:?}", store.state("a")) };
+    assert_eq!((numbers.attempts, numbers.crashes, numbers.suspect), (0, 0, false));
+    sleep(SECOND).await;
+    process.assert_empty();
+}

@@ -77,7 +77,7 @@ async fn a_suspect_that_waits_is_not_alone_any_more_and_holds_up_nobody() {
     let suspect = process.spawn(message("suspect"));
     sleep(SECOND).await;
     let State::Claimed(held) = store.state("suspect") else { panic!("claimed") };
-    assert_eq!(held.mode, Mode::Normal, "to die now would prove nothing");
+    assert_eq!(held.mode, Mode::Suspect, "to die now would prove nothing, and it has to be alone again");
     let other = tokio::time::timeout(SECOND, process.call(message("other"))).await;
     assert_eq!(other.expect("it need not wait").unwrap(), Outcome::Processed);
     assert_eq!(suspect.await.unwrap().unwrap(), Outcome::Processed);
@@ -174,4 +174,150 @@ async fn a_suspect_inside_of_another_claim_does_not_wait_for_itself() {
     let handled = tokio::time::timeout(60 * SECOND, outer.oneshot(message)).await;
     assert_eq!(handled.expect("it waits for itself").unwrap(), Outcome::Processed);
     assert_eq!(gate.enter(true).now_or_never(), Some(Pass::Alone), "every place is back");
+}
+
+/// A wait before the call must not hide the death that comes with the call.
+#[cfg(feature = "rate-limit")]
+#[tokio::test(start_paused = true)]
+async fn fm11_a_message_that_kills_under_a_rate_limit_beside_others_is_given_up() {
+    let world = Spy::new();
+    let mut deaths = 0;
+    let failure = loop {
+        let (store, dying) = (world.beside(), Count::default());
+        let inner = crate::RateLimitLayer::per(1, SECOND).layer(service_fn({
+            let dying = dying.clone();
+            move |message: Message| {
+                let dying = dying.clone();
+                async move {
+                    if message.id().unwrap() == "poison" {
+                        dying.add();
+                        std::future::pending::<()>().await;
+                    }
+                    sleep(SECOND / 2).await;
+                    Ok::<_, Failure>(())
+                }
+            }
+        }));
+        let process = around(&store, 100 + deaths, inner);
+        let ordinary = tokio::spawn({
+            let process = process.clone();
+            async move {
+                for n in 0.. {
+                    process.spawn(message(&format!("{n} beside {deaths}")));
+                    sleep(SECOND / 2).await;
+                }
+            }
+        });
+        sleep(2 * SECOND).await;
+        let poison = process.spawn(message("poison"));
+        while dying.get() == 0 && !poison.is_finished() {
+            sleep(SECOND / 10).await;
+        }
+        ordinary.abort();
+        if poison.is_finished() {
+            break poison.await.unwrap().unwrap_err();
+        }
+        store.kill();
+        world.memory.expire_claims();
+        deaths += 1;
+        assert!(deaths < 20, "it kills for ever");
+    };
+    assert_eq!(failure.kind(), FailureKind::Exhausted);
+    assert_eq!(deaths, 4, "the first death makes the suspect, three count");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_waits_of_a_suspect_do_not_wait_for_each_other() {
+    let store = Spy::new();
+    dies_with(&store.memory, "suspect", 9, Mode::Normal).await;
+    let process = process(&store, 1, |message| {
+        Box::pin(async move {
+            if message.id().unwrap() == "suspect" {
+                // Both come back while another message holds them up.
+                let waits = [2, 3].map(|n| message.while_waiting(sleep(n * SECOND)));
+                futures_util::future::join_all(waits).await;
+                return Ok(());
+            }
+            sleep(10 * SECOND).await;
+            Ok(())
+        })
+    });
+    let suspect = process.spawn(message("suspect"));
+    sleep(SECOND).await;
+    let other = process.spawn(message("other"));
+    assert_eq!(other.await.unwrap().unwrap(), Outcome::Processed);
+    let done = tokio::time::timeout(SECOND, suspect).await;
+    assert_eq!(done.expect("it waits for itself").unwrap().unwrap(), Outcome::Processed);
+    process.assert_empty();
+}
+
+#[tokio::test(start_paused = true)]
+async fn fm37_a_suspect_that_was_taken_over_while_it_waited_does_not_go_on() {
+    let (store, effects) = (Spy::new(), Count::default());
+    dies_with(&store.memory, "suspect", 9, Mode::Normal).await;
+    let process = process(&store, 1, {
+        let effects = effects.clone();
+        move |message| {
+            let effects = effects.clone();
+            Box::pin(async move {
+                message.while_waiting(sleep(2 * SECOND)).await;
+                effects.add();
+                Ok(())
+            })
+        }
+    });
+    let suspect = process.spawn(message("suspect"));
+    sleep(SECOND).await;
+    store.memory.expire_claims();
+    let taken = store.memory.claim(request("suspect", 2)).await;
+    assert!(matches!(taken, Ok(ClaimReply::Claimed(_))));
+    assert!(suspect.await.unwrap().unwrap_err().is_cancelled());
+    assert_eq!(effects.get(), 0);
+    sleep(SECOND).await;
+    process.assert_empty();
+}
+
+/// Without a claim a message can kill the process, too, and the suspect beside it would be charged.
+#[tokio::test(start_paused = true)]
+async fn fm23_what_runs_without_a_claim_does_not_run_beside_a_suspect() {
+    for waits in [false, true] {
+        let (store, gate) = (Spy::new(), Gate::new());
+        dies_with(&store.memory, "suspect", 9, Mode::Normal).await;
+        let events = Events::default();
+        let layer = DedupLayer::new(store.clone(), "c").missing_key(MissingKey::Process);
+        let handler = service_fn({
+            let events = events.clone();
+            move |message: Message| {
+                let events = events.clone();
+                async move {
+                    let id = message.id().map_or("keyless", |_| "suspect");
+                    events.lock().unwrap().push(("start", id.to_owned()));
+                    match id {
+                        "keyless" if waits => message.while_waiting(sleep(10 * SECOND)).await,
+                        _ => sleep(10 * SECOND).await,
+                    }
+                    events.lock().unwrap().push(("end", id.to_owned()));
+                    Ok::<_, Failure>(())
+                }
+            }
+        });
+        let dedup = layer.as_process(1, gate.clone()).layer(handler);
+        let keyless = || tokio::spawn(dedup.clone().oneshot(Message::new("{}")));
+        let first = keyless();
+        sleep(SECOND).await;
+        let suspect = tokio::spawn(dedup.clone().oneshot(message("suspect")));
+        sleep(SECOND).await;
+        let last = keyless();
+        for task in [first, suspect, last] {
+            assert_eq!(task.await.unwrap().unwrap(), Outcome::Processed);
+        }
+        let events = events.lock().unwrap();
+        let names: Vec<_> = events.iter().map(|(what, id)| format!("{what} {id}")).collect();
+        if waits {
+            assert_eq!(names[..3], ["start keyless", "start suspect", "end suspect"]);
+        } else {
+            assert_eq!(names[..4], ["start keyless", "end keyless", "start suspect", "end suspect"]);
+        }
+        assert_eq!(gate.enter(true).now_or_never(), Some(Pass::Alone), "every place is back");
+    }
 }

@@ -187,3 +187,70 @@ async fn bypass_handles_without_protection_and_leaves_no_claim_behind() {
     sleep(SECOND).await;
     assert!(matches!(store.state("a"), State::Released(_)), "{:?}", store.state("a"));
 }
+
+/// What goes on unprotected must leave nothing behind that grows with the outage, and hold up nobody.
+#[tokio::test(start_paused = true)]
+async fn bypass_asks_nothing_of_a_store_that_is_down_and_keeps_no_key_to_itself() {
+    let (store, gate) = (Spy::new(), Gate::new());
+    let layer = DedupLayer::new(store.clone(), "c").on_outage(OnOutage::Bypass).as_process(1, gate.clone());
+    let dedup = layer.layer(service_fn(|_| ok()));
+    store.memory.set_down(true);
+    for _ in 0..3 {
+        let handled = tokio::time::timeout(SECOND, dedup.clone().oneshot(message("a"))).await;
+        assert_eq!(handled.expect("it waits for the one before").unwrap(), Outcome::Processed);
+    }
+    assert_eq!(gate.enter(true).now_or_never(), Some(Pass::Alone), "every place is back");
+    gate.leave(Pass::Alone);
+    assert_eq!(format!("{:?}", dedup.shared.registry), "Registry { claims: 0, .. }");
+    store.memory.set_down(false);
+    sleep(SECOND).await;
+    assert_eq!(store.memory.stats(), Default::default(), "nothing was kept for the end of the outage");
+    assert_eq!(dedup.oneshot(message("a")).await.unwrap(), Outcome::Processed);
+}
+
+/// The run must not end before a claim whose answer nobody waited for is on its way back.
+#[tokio::test(start_paused = true)]
+async fn fm25_a_flush_waits_for_a_claim_that_is_to_be_handed_back() {
+    let store = Spy::new();
+    let process = process(&store, 1, |_| ok());
+    let run = crate::scope::Run::new();
+    let scope = crate::scope::Scope::new(tokio_util::sync::CancellationToken::new(), run.clone());
+    store.delay_all(SECOND);
+    let call = process.call(message("a").with_scope(Arc::new(scope)));
+    assert!(tokio::time::timeout(SECOND / 2, call).await.is_err(), "dropped while it asks");
+    assert!(matches!(store.state("a"), State::Claimed(_)), "granted, but nobody has heard of it");
+    assert!(run.flush_stores(10 * SECOND).await);
+    assert!(matches!(store.state("a"), State::Released(_)), "{:?}", store.state("a"));
+    process.assert_empty();
+}
+
+#[cfg(feature = "metrics")]
+#[tokio::test(start_paused = true)]
+async fn fm05_a_success_after_another_owner_has_completed_counts_as_an_overlap() {
+    use crate::layers::metrics::tests::Kept;
+    for completed in [false, true] {
+        let (kept, store) = (Kept::default(), Spy::new());
+        let stalled = metrics::with_local_recorder(&kept, || {
+            process(&store, 1, {
+                let store = store.clone();
+                move |_| {
+                    let memory = store.memory.clone();
+                    Box::pin(async move {
+                        // Its lease ends in one stall, in which another process goes as far as it gets.
+                        memory.expire_claims();
+                        let Ok(ClaimReply::Claimed(other)) = memory.claim(request("a", 2)).await else {
+                            panic!("not taken over")
+                        };
+                        if completed {
+                            memory.resolve(other, Resolution::Completed, 100 * LEASE).await.unwrap();
+                        }
+                        Ok(())
+                    })
+                }
+            })
+        });
+        assert_eq!(stalled.call(message("a")).await.unwrap(), Outcome::Processed);
+        assert_eq!(kept.read().get("consumer_overlap_total consumer=c"), Some(&1), "completed: {completed}");
+        assert!(matches!(store.state("a"), State::Completed { .. }));
+    }
+}

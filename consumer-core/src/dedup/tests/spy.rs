@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     task::Context,
 };
 
@@ -20,11 +20,32 @@ struct Counts {
     flushes: AtomicUsize,
     claim_delay_ms: AtomicU64,
     all_delay_ms: AtomicU64,
+    killed: AtomicBool,
 }
 
 impl Spy {
     pub(super) fn new() -> Self {
         Self::default()
+    }
+
+    /// The line of another process to the same store.
+    pub(super) fn beside(&self) -> Self {
+        Self { memory: self.memory.clone(), counts: Arc::default() }
+    }
+
+    /// The process is dead: nothing that it asks for happens any more.
+    pub(super) fn kill(&self) {
+        self.counts.killed.store(true, SeqCst);
+    }
+
+    fn alive<T: 'static, F>(&self, ask: impl FnOnce() -> F) -> Pin<Box<dyn Future<Output = T> + Send>>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        match self.counts.killed.load(SeqCst) {
+            true => Box::pin(std::future::pending()),
+            false => Box::pin(ask()),
+        }
     }
 
     /// Answers to claims come so late.
@@ -66,7 +87,8 @@ impl DedupStore for Spy {
         &self,
         request: ClaimRequest,
     ) -> impl Future<Output = Result<ClaimReply, StoreError>> + Send + 'static + use<> {
-        late(self.delay().max(self.counts.claim_delay_ms.load(SeqCst)), self.memory.claim(request))
+        let delay = self.delay().max(self.counts.claim_delay_ms.load(SeqCst));
+        late(delay, self.alive(|| self.memory.claim(request)))
     }
 
     fn resolve(
@@ -75,7 +97,7 @@ impl DedupStore for Spy {
         resolution: Resolution,
         lifetime: Duration,
     ) -> impl Future<Output = Result<Resolved, StoreError>> + Send + 'static + use<> {
-        late(self.delay(), self.memory.resolve(claim, resolution, lifetime))
+        late(self.delay(), self.alive(|| self.memory.resolve(claim, resolution, lifetime)))
     }
 
     fn renew(
@@ -83,7 +105,7 @@ impl DedupStore for Spy {
         requests: Vec<RenewRequest>,
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
         self.counts.renew_calls.fetch_add(1, SeqCst);
-        late(self.delay(), self.memory.renew(requests))
+        late(self.delay(), self.alive(|| self.memory.renew(requests)))
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {

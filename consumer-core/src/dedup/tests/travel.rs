@@ -98,3 +98,23 @@ async fn a_failure_that_is_dropped_outside_of_a_runtime_leaves_nothing_behind() 
     assert!(matches!(store.state("a"), State::Released(_)));
     process.assert_empty();
 }
+
+/// Retries belong inside; outside they are slower, but must not stand still.
+#[tokio::test(start_paused = true)]
+async fn retries_outside_of_the_layer_do_not_wait_for_the_claim_of_their_own_failure() {
+    for wait in [Duration::ZERO, SECOND] {
+        let (store, attempts) = (Spy::new(), Arc::new(Mutex::new(Vec::new())));
+        let process = process(&store, 1, {
+            let attempts = attempts.clone();
+            move |message| {
+                attempts.lock().unwrap().push(message.attempt());
+                if message.attempt() < 3 { fails(Failure::transient("down")) } else { ok() }
+            }
+        });
+        let stack = crate::RetryLayer::fixed(wait).layer(process.dedup.clone());
+        let handled = tokio::time::timeout(60 * SECOND, stack.oneshot(message("a"))).await;
+        assert_eq!(handled.expect("it waits for itself").unwrap(), Outcome::Processed);
+        assert_eq!(*attempts.lock().unwrap(), [1, 2, 3], "each failed call was recorded before the next one");
+        process.assert_empty();
+    }
+}

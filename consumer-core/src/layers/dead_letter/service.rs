@@ -104,6 +104,7 @@ where
                         let Some((shared, message)) = this.shared.take() else {
                             return Poll::Ready(Err(failure));
                         };
+                        let failure = failure.or_handed_back(message.is_cancelled());
                         if failure.is_cancelled() {
                             return Poll::Ready(Err(failure));
                         }

@@ -244,3 +244,17 @@ async fn fm33_the_key_is_dead_lettered_after_the_confirm_and_not_before() {
     assert_eq!(stack.oneshot(message).await.unwrap(), Outcome::DeadLettered);
     assert!(matches!(store.state(&key), State::DeadLettered(_)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn fm25_a_transient_failure_of_a_cancelled_message_is_handed_back() {
+    let broker = broker();
+    let layer = DeadLetterLayer::new(broker.publisher(), "dead");
+    let token = CancellationToken::new();
+    token.cancel();
+    let message = Message::new("{}").with_cancellation(token);
+    let stack = layer.layer(failing(|| Failure::transient("stopped half way")));
+    assert!(stack.oneshot(message.clone()).await.unwrap_err().is_cancelled());
+    assert!(broker.records("dead").is_empty());
+    let stack = layer.layer(failing(|| Failure::permanent("no such order")));
+    assert_eq!(stack.oneshot(message).await.unwrap(), Outcome::DeadLettered);
+}

@@ -51,7 +51,7 @@ mod layer;
 pub mod names;
 mod service;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use layer::MetricsLayer;
 pub use names::describe;

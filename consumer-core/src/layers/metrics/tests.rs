@@ -18,7 +18,7 @@ use crate::{Failure, Message, Outcome, RetryLayer};
 
 /// Keeps counters as their sum, and histograms as the number of what was recorded.
 #[derive(Default)]
-struct Kept {
+pub(crate) struct Kept {
     values: Mutex<BTreeMap<String, Arc<Value>>>,
 }
 
@@ -49,7 +49,7 @@ impl Kept {
     }
 
     /// All that is not zero.
-    fn read(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn read(&self) -> BTreeMap<String, u64> {
         let values = self.values.lock().unwrap();
         let read = values.iter().map(|(name, value)| (name.clone(), value.0.load(Ordering::Relaxed)));
         read.filter(|(_, value)| *value > 0).collect()

@@ -12,7 +12,10 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::{layer::KeyOf, limiter::Limiter};
-use crate::{BoxError, Failure, Message};
+use crate::{
+    BoxError, Failure, Message,
+    scope::{Queued, poll_ready_or_cancelled},
+};
 
 pub(super) struct Shared {
     pub(super) limiter: Limiter,
@@ -53,7 +56,8 @@ where
     }
 
     fn call(&mut self, message: Message) -> Self::Future {
-        let state = self.shared.as_ref().map_or(State::Ready, |shared| shared.begin(&message));
+        let state =
+            self.shared.as_ref().map_or(State::Ready { queued: None }, |shared| shared.begin(&message));
         RateLimitFuture { inner: self.inner.clone(), message: Some(message), state }
     }
 }
@@ -80,7 +84,7 @@ pin_project! {
         // Resolves to `None` when the message is cancelled.
         Waiting { wait: Wait },
         // The token is taken.
-        Ready,
+        Ready { queued: Option<Queued> },
         Calling { #[pin] call: F },
     }
 }
@@ -97,20 +101,27 @@ where
         loop {
             let next = match this.state.as_mut().project() {
                 StateProj::Waiting { wait } => match ready!(wait.as_mut().poll(cx)) {
-                    Some(()) => State::Ready,
+                    Some(()) => State::Ready { queued: None },
                     None => {
                         let why = "cancelled while waiting for the rate limit";
                         return Poll::Ready(Err(Failure::cancelled(why)));
                     }
                 },
-                StateProj::Ready => match ready!(this.inner.poll_ready(cx)) {
-                    Ok(()) => match this.message.take() {
-                        Some(message) => State::Calling { call: this.inner.call(message) },
-                        // Only a poll after the end comes here; it never resolves.
-                        None => return Poll::Pending,
-                    },
-                    Err(error) => return Poll::Ready(Err(Failure::from_error(error))),
-                },
+                StateProj::Ready { queued } => {
+                    // Only a poll after the end comes without a message; it never resolves.
+                    let Some(message) = this.message.as_ref() else { return Poll::Pending };
+                    match ready!(poll_ready_or_cancelled(this.inner, message, queued, cx)) {
+                        Some(Ok(())) => match this.message.take() {
+                            Some(message) => State::Calling { call: this.inner.call(message) },
+                            None => return Poll::Pending,
+                        },
+                        Some(Err(error)) => return Poll::Ready(Err(Failure::from_error(error))),
+                        None => {
+                            let why = "cancelled while waiting for its turn";
+                            return Poll::Ready(Err(Failure::cancelled(why)));
+                        }
+                    }
+                }
                 StateProj::Calling { call } => {
                     return call.poll(cx).map(|result| result.map_err(Failure::from_error));
                 }
@@ -125,7 +136,7 @@ impl Shared {
     fn begin<F>(self: &Arc<Self>, message: &Message) -> State<F> {
         let key = self.key_of.as_ref().map_or(0, |key_of| key_of(message));
         if self.limiter.try_take(key) {
-            return State::Ready;
+            return State::Ready { queued: None };
         }
         let (shared, message) = (self.clone(), message.clone());
         State::Waiting {

@@ -18,7 +18,10 @@ use super::{
     layer::PermanentIf,
     policy::{Schedule, counts},
 };
-use crate::{BoxError, Failure, FailureError, Message, WallClock};
+use crate::{
+    BoxError, Failure, FailureError, Message, WallClock,
+    scope::{Queued, poll_ready_or_cancelled},
+};
 
 pub(super) struct Policy {
     pub(super) schedule: Schedule,
@@ -72,7 +75,7 @@ where
             // Reading the clock is worth avoiding where nobody asks for the time.
             started: self.policy.schedule.max_elapsed.map(|_| Instant::now()),
             failed: None,
-            state: State::Ready,
+            state: State::Ready { queued: None },
         }
     }
 }
@@ -106,7 +109,7 @@ pin_project! {
     #[project = StateProj]
     enum State<F> {
         // The inner service is to be made ready for the attempt.
-        Ready,
+        Ready { queued: Option<Queued> },
         Calling { #[pin] call: F },
         // Resolves to `None` when the message is cancelled.
         Waiting { wait: Wait },
@@ -124,21 +127,27 @@ where
         let mut this = self.project();
         loop {
             let result = match this.state.as_mut().project() {
-                StateProj::Ready => match ready!(this.inner.poll_ready(cx)) {
-                    Ok(()) => {
-                        let message = this.message.clone().with_attempt(*this.attempt);
-                        let call = this.inner.call(message);
-                        this.state.set(State::Calling { call });
-                        continue;
+                StateProj::Ready { queued } => {
+                    match ready!(poll_ready_or_cancelled(this.inner, this.message, queued, cx)) {
+                        Some(Ok(())) => {
+                            let message = this.message.clone().with_attempt(*this.attempt);
+                            let call = this.inner.call(message);
+                            this.state.set(State::Calling { call });
+                            continue;
+                        }
+                        Some(Err(error)) => Err(error),
+                        None => {
+                            let failed = this.failed.take();
+                            return Poll::Ready(Err(handed_back(*this.attempt - 1, failed)));
+                        }
                     }
-                    Err(error) => Err(error),
-                },
+                }
                 StateProj::Calling { call } => ready!(call.poll(cx)),
                 StateProj::Waiting { wait } => match ready!(wait.as_mut().poll(cx)) {
                     Some(()) => {
                         *this.attempt = this.attempt.saturating_add(1);
                         this.message.count_retry();
-                        this.state.set(State::Ready);
+                        this.state.set(State::Ready { queued: None });
                         continue;
                     }
                     None => {
@@ -156,7 +165,7 @@ where
                 Err(error) => error,
             };
             // A failed call holds nothing of the inner service while the next one is waited for.
-            this.state.set(State::Ready);
+            this.state.set(State::Ready { queued: None });
             match this.policy.after(error.into(), this.message, *this.attempt, this.started, this.failed) {
                 Ok(wait) => {
                     let message = this.message.clone();
@@ -181,7 +190,7 @@ impl Policy {
         started: &Option<Instant>,
         failed: &mut Option<Failed>,
     ) -> Result<Duration, Failure> {
-        let mut failure = self.classify(error);
+        let mut failure = self.classify(error).or_handed_back(message.is_cancelled());
         let first_at = failed.as_ref().map(|failed| failed.first_at);
         if !counts(failure.kind()) {
             failure.set_attempts(attempt - 1);
@@ -201,6 +210,8 @@ impl Policy {
         match self.schedule.next(&failure, attempt, elapsed, random) {
             Some(wait) => {
                 tracing::debug!(attempt, ?wait, error = %failure.chain(), "attempt failed, trying again");
+                // Kept until the next call, it would make a dedup layer inside wait for itself.
+                drop(failure.take_claim());
                 *failed = Some(Failed { first_at, last: failure });
                 Ok(wait)
             }
@@ -217,30 +228,33 @@ impl Policy {
     }
 }
 
-/// The message was cancelled in the wait after attempt number `attempt`.
-fn handed_back(attempt: u32, failed: Option<Failed>) -> Failure {
+/// The message was cancelled while it waited for its next call, after so many that have failed.
+fn handed_back(attempts: u32, failed: Option<Failed>) -> Failure {
     let (first_at, last) = match failed {
         Some(failed) => (Some(failed.first_at), Some(failed.last.into_error())),
         None => (None, None),
     };
-    let mut failure = Failure::cancelled(CutShort { attempt, last });
-    failure.set_attempts(attempt);
+    let mut failure = Failure::cancelled(CutShort { attempts, last });
+    failure.set_attempts(attempts);
     if let Some(at) = first_at {
         failure.set_first_failed_at(at);
     }
     failure
 }
 
-/// Why a message was handed back: its wait for another attempt was cut short.
+/// Why a message was handed back: its wait for a call was cut short.
 #[derive(Debug)]
 struct CutShort {
-    attempt: u32,
+    attempts: u32,
     last: Option<FailureError>,
 }
 
 impl fmt::Display for CutShort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cancelled while waiting to try again after attempt {}", self.attempt)
+        match self.attempts {
+            0 => f.write_str("cancelled while waiting for its turn"),
+            attempts => write!(f, "cancelled while waiting to try again after attempt {attempts}"),
+        }
     }
 }
 

@@ -214,3 +214,20 @@ async fn it_is_ready_while_what_is_inside_is_not() {
     let (result, ()) = tokio::join!(biased; call, serve);
     assert!(result.is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn fm25_fm39_a_transient_failure_of_a_cancelled_message_is_handed_back_and_counts_nothing() {
+    let calls = Calls::new();
+    let token = CancellationToken::new();
+    token.cancel();
+    let message = Message::new("x").with_attempt(2).with_cancellation(token);
+    let failure = run(exponential(), message.clone(), &calls, || Failure::transient("stopped half way"));
+    let failure = failure.await.unwrap_err();
+    assert!(failure.is_cancelled(), "{failure:?}");
+    assert_eq!(failure.attempts(), Some(1));
+    assert_eq!(calls.attempts(), [2]);
+    let failure =
+        run(exponential(), message, &calls, || Failure::permanent("no such order")).await.unwrap_err();
+    assert!(failure.is_permanent());
+    assert_eq!(failure.attempts(), Some(2));
+}

@@ -154,3 +154,45 @@ async fn a_handler_that_blocks_its_thread_does_not_keep_the_run_from_ending() {
         drop(release);
     }
 }
+
+/// Inside the retries and the rate limit as well: nothing starts in the drain that was not running.
+#[tokio::test(start_paused = true)]
+async fn fm25_what_waits_for_a_permit_inside_comes_back_at_once() {
+    async fn stopped(stack: impl Stack, log: &Log, broker: MemoryBroker) {
+        let mut run = Run::start(Consumer::new(source(&broker), stack));
+        sleep(2 * SECOND).await;
+        assert_eq!(run.health.status().executing, 1, "the others wait");
+        let asked = Instant::now();
+        run.stop();
+        until(|| run.health.status().held == 1).await;
+        assert!(asked.elapsed() < SECOND);
+        let report = run.report().await;
+        assert_eq!(log.numbers(), [0], "nothing new starts in the drain");
+        assert_eq!((report.processed, report.returned), (1, 2));
+    }
+    let handler = |log: &Log| {
+        let log = log.clone();
+        handle(move |message| {
+            log.call(&message);
+            async {
+                sleep(4 * SECOND).await;
+                Ok(())
+            }
+        })
+    };
+    let log = Log::new();
+    let stack = ServiceBuilder::new()
+        .layer(crate::RetryLayer::none())
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service(handler(&log));
+    stopped(stack, &log, broker(1, 3).await).await;
+    #[cfg(feature = "rate-limit")]
+    {
+        let log = Log::new();
+        let stack = ServiceBuilder::new()
+            .layer(crate::RateLimitLayer::per_second(100))
+            .layer(ConcurrencyLimitLayer::new(1))
+            .service(handler(&log));
+        stopped(stack, &log, broker(1, 3).await).await;
+    }
+}
