@@ -167,7 +167,8 @@ impl Failure {
         self.0.retry_after
     }
 
-    /// Names the dead-letter target for this message, instead of the layer's.
+    /// Names the dead-letter target for this message, instead of the layer's. One that does not exist is passed over for
+    /// the layer's, with a warning.
     #[must_use]
     pub fn dead_letter_to(mut self, target: impl Into<Box<str>>) -> Self {
         self.0.dead_letter_to = Some(target.into());

@@ -36,6 +36,11 @@ impl Outgoing {
         }
     }
 
+    pub(crate) fn retarget(mut self, target: Arc<str>) -> Self {
+        self.target = target;
+        self
+    }
+
     /// Sets a header, replacing those of its name.
     pub fn set(mut self, name: impl Into<crate::HeaderName>, value: impl Into<bytes::Bytes>) -> Self {
         self.set.insert(name, value);

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{Failure, FailureKind, Message, Origin, message::wire};
+use crate::{Failure, FailureKind, Message, Origin, closure, message::wire};
 
 /// Names the *effect* of a message: two messages with one key take effect once.
 ///
@@ -64,7 +64,7 @@ impl IdempotencyKey {
         Self(Kind::Position)
     }
 
-    /// Whatever the closure finds; `None` means that the message has no key.
+    /// Whatever the closure finds; `None` means that the message has no key. Where it panics the message fails for good.
     pub fn from_fn(f: impl Fn(&Message) -> Option<Bytes> + Send + Sync + 'static) -> Self {
         Self(Kind::Closure(Arc::new(move |message| Ok(f(message)))))
     }
@@ -78,7 +78,7 @@ impl IdempotencyKey {
             Kind::Pointer(pointer) => from_json(message, pointer)?,
             Kind::CloudEvent => cloud_event(message),
             Kind::Position => Some(position(message)?),
-            Kind::Closure(f) => f(message)?,
+            Kind::Closure(f) => closure::call("the idempotency key", || f(message))??,
         };
         Ok(key.filter(|key| !key.is_empty()))
     }

@@ -18,7 +18,7 @@ use super::{
     service::{Dedup, Shared},
 };
 use crate::{
-    Message,
+    Failure, Message, closure,
     pipeline::{DedupFacts, Explain, Facts},
     time::LONGEST,
 };
@@ -149,7 +149,8 @@ impl<D: DedupStore> DedupLayer<D> {
         self
     }
 
-    /// Takes the fingerprint from a closure, for payloads that differ in what does not matter.
+    /// Takes the fingerprint from a closure, for payloads that differ in what does not matter. Where it panics the
+    /// message fails for good.
     pub fn fingerprint(mut self, f: impl Fn(&Message) -> Option<u128> + Send + Sync + 'static) -> Self {
         self.config.fingerprint = Fingerprint::Closure(Arc::new(f));
         self
@@ -182,20 +183,21 @@ impl<S, D: DedupStore> Layer<S> for DedupLayer<D> {
 
     fn layer(&self, inner: S) -> Dedup<S, D> {
         let config = self.config.clone();
+        let meter = Meter::new(&config.consumer);
         let registry = Registry::new(
             config.process,
             DynStore::new(self.store.clone()),
             config.gate.clone(),
             config.retention,
+            meter.clone(),
         );
-        let meter = Meter::new(&config.consumer);
         let shared =
             Shared { store: self.store.clone(), registry, meter, seen_run: AtomicU64::new(0), config };
         Dedup { inner, shared: Arc::new(shared) }
     }
 }
 
-impl<D> Explain for DedupLayer<D> {
+impl<D: DedupStore> Explain for DedupLayer<D> {
     fn explain(&self, facts: &mut Facts) {
         let config = &self.config;
         facts.dedup = Some(DedupFacts {
@@ -206,16 +208,17 @@ impl<D> Explain for DedupLayer<D> {
             bypass_on_outage: config.on_outage == OnOutage::Bypass,
             process_without_key: config.missing_key == MissingKey::Process,
             fingerprint: !matches!(config.fingerprint, Fingerprint::None),
+            survives_restart: self.store.survives_restart(),
         });
     }
 }
 
 impl Config {
-    pub(super) fn fingerprint_of(&self, message: &Message) -> Option<u128> {
+    pub(super) fn fingerprint_of(&self, message: &Message) -> Result<Option<u128>, Failure> {
         match &self.fingerprint {
-            Fingerprint::Payload => Some(fingerprint(message.payload())),
-            Fingerprint::None => None,
-            Fingerprint::Closure(f) => f(message),
+            Fingerprint::Payload => Ok(Some(fingerprint(message.payload()))),
+            Fingerprint::None => Ok(None),
+            Fingerprint::Closure(f) => closure::call("the fingerprint", || f(message)),
         }
     }
 }

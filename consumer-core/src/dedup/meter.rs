@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::Resolved;
 #[cfg(feature = "metrics")]
-use crate::layers::metrics::names;
+use crate::layers::metrics::{Attempts, names};
 
 /// Handles are made once: the recorder has to be installed before the stack is built.
 #[derive(Clone)]
@@ -21,6 +21,7 @@ struct Handles {
     keyless: metrics::Counter,
     suspects: metrics::Counter,
     lost: metrics::Counter,
+    calls: Attempts,
     claim: metrics::Histogram,
     complete: metrics::Histogram,
 }
@@ -37,6 +38,7 @@ impl Meter {
             keyless: metrics::counter!(names::KEYLESS, names::CONSUMER => label()),
             suspects: metrics::counter!(names::CRASH_SUSPECTS, names::CONSUMER => label()),
             lost: metrics::counter!(names::CLAIMS_LOST, names::CONSUMER => label()),
+            calls: Attempts::of(consumer),
             claim: store("claim"),
             complete: store("complete"),
         };
@@ -61,6 +63,10 @@ impl Meter {
 
     pub(super) fn lost(&self) {
         self.handles.lost.increment(1);
+    }
+
+    pub(super) fn called(&self, ok: bool) {
+        self.handles.calls.count(ok);
     }
 
     pub(super) fn claim_answered(&self, latency: Duration) {
@@ -93,6 +99,8 @@ impl Meter {
     pub(super) fn suspect(&self) {}
 
     pub(super) fn lost(&self) {}
+
+    pub(super) fn called(&self, _: bool) {}
 
     pub(super) fn claim_answered(&self, _: Duration) {}
 

@@ -21,6 +21,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     gate::{Gate, Pass},
+    meter::Meter,
     renewal,
     store::{
         Claim, ClaimRequest, DedupStore, DynStore, Mode, Owner, RenewRequest, Renewal, Resolution, Resolved,
@@ -34,6 +35,7 @@ pub(crate) struct Registry {
     pub(super) store: DynStore,
     pub(super) gate: Gate,
     pub(super) retention: Duration,
+    meter: Meter,
     entries: Mutex<Entries>,
     pub(super) wake_renewer: Arc<Notify>,
     /// Claims that are on their way back although nobody knows yet whether they were granted.
@@ -95,12 +97,19 @@ pub(crate) struct Ticket {
 }
 
 impl Registry {
-    pub(super) fn new(process: u128, store: DynStore, gate: Gate, retention: Duration) -> Arc<Self> {
+    pub(super) fn new(
+        process: u128,
+        store: DynStore,
+        gate: Gate,
+        retention: Duration,
+        meter: Meter,
+    ) -> Arc<Self> {
         Arc::new(Self {
             process,
             store,
             gate,
             retention,
+            meter,
             entries: Mutex::default(),
             wake_renewer: Arc::default(),
             handing_back: AtomicUsize::new(0),
@@ -469,6 +478,11 @@ impl ClaimHandle {
     fn with<T>(&self, apply: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         let mut entries = self.registry.lock();
         entries.by_key.get_mut(&self.hash).filter(|entry| entry.seq == self.seq).map(apply)
+    }
+
+    /// A call of the handler has ended.
+    pub(crate) fn count_call(&self, ok: bool) {
+        self.registry.meter.called(ok);
     }
 
     /// Records that so many calls of this message have failed over all processes.

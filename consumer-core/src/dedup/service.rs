@@ -204,7 +204,7 @@ impl<D: DedupStore> Shared<D> {
         Ok(Some(ClaimRequest {
             key,
             owner: Owner::default(),
-            fingerprint: config.fingerprint_of(message),
+            fingerprint: config.fingerprint_of(message)?,
             lease: config.lease,
             grace: config.grace,
             attempt: count_in(message, wire::RETRY_ATTEMPT).max(1),

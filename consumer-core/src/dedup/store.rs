@@ -257,6 +257,11 @@ pub trait DedupStore: Clone + Send + Sync + 'static {
     /// When that cannot be reached. The caller bounds the wait.
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<Self>;
 
+    /// Whether it still knows its keys after this process was started anew. Only for telling users.
+    fn survives_restart(&self) -> bool {
+        true
+    }
+
     /// Pending, with the waker kept, while the store is known to be down.
     fn poll_available(&self, cx: &mut Context<'_>) -> Poll<()> {
         let _ = cx;
@@ -309,6 +314,7 @@ trait ErasedStore: Send + Sync {
     fn resolve(&self, claim: Claim, resolution: Resolution, lifetime: Duration) -> Answer<Resolved>;
     fn renew(&self, requests: Vec<RenewRequest>) -> Answer<Vec<Renewal>>;
     fn flush(&self) -> Answer<()>;
+    fn survives_restart(&self) -> bool;
     fn poll_available(&self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
@@ -327,6 +333,10 @@ impl<S: DedupStore> ErasedStore for S {
 
     fn flush(&self) -> Answer<()> {
         Box::pin(DedupStore::flush(self))
+    }
+
+    fn survives_restart(&self) -> bool {
+        DedupStore::survives_restart(self)
     }
 
     fn poll_available(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -377,6 +387,10 @@ impl DedupStore for DynStore {
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
         self.0.flush()
+    }
+
+    fn survives_restart(&self) -> bool {
+        self.0.survives_restart()
     }
 
     fn poll_available(&self, cx: &mut Context<'_>) -> Poll<()> {

@@ -313,6 +313,10 @@ impl DedupStore for MemoryStore {
         Either::Left(ready(Ok(())))
     }
 
+    fn survives_restart(&self) -> bool {
+        false
+    }
+
     fn poll_available(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.inner.faulty.load(Ordering::Acquire) {
             return Poll::Ready(());

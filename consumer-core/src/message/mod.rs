@@ -126,8 +126,9 @@ impl Message {
 
     /// Cancelled when the message should be handed back: shutdown, or its partition is taken away.
     ///
-    /// It is a request to stop waiting, not a failure. Layers that wait heed it; a handler may. What a handler spawns
-    /// should watch a child of this token.
+    /// It is a request to stop waiting, not a failure. Layers that wait heed it; a handler may, and may then return any
+    /// error: from now on a *transient* failure of this message only hands it back, counts no attempt and is never
+    /// dead-lettered. A permanent one is taken at its word. What a handler spawns should watch a child of this token.
     pub fn cancellation(&self) -> &CancellationToken {
         match self.scope() {
             Some(scope) => scope.token(),

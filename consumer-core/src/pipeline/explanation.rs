@@ -162,6 +162,13 @@ fn limits(facts: &Facts) -> Vec<String> {
             .to_owned(),
     );
     if let Some(dedup) = &facts.dedup {
+        if !dedup.survives_restart {
+            said.push(
+                "The dedup store lives in this process: a restart forgets every key, and other processes know none \
+                 of them."
+                    .to_owned(),
+            );
+        }
         if dedup.bypass_on_outage {
             said.push(
                 "While the store is down messages are processed without protection, which is counted."

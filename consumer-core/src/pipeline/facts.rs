@@ -69,6 +69,8 @@ pub struct DedupFacts {
     pub process_without_key: bool,
     /// Whether another payload under a known key is noticed.
     pub fingerprint: bool,
+    /// Whether the store still knows its keys after the process was started anew.
+    pub survives_restart: bool,
 }
 
 /// What a retry layer says of itself.

@@ -114,6 +114,7 @@ fn dedup() -> DedupFacts {
         bypass_on_outage: false,
         process_without_key: false,
         fingerprint: true,
+        survives_restart: true,
     }
 }
 
@@ -151,6 +152,7 @@ This stack guarantees:
   - Each delivery has a span and is counted by outcome.
 It does not guarantee:
   - Order: messages run in any order, unless the consumer is given `ordering(Key)` or `ordering(Partition)`.
+  - The dedup store lives in this process: a restart forgets every key, and other processes know none of them.
   - A call that timed out may have had its effect all the same.
   - The rate holds for this process: several processes have it once each.
   - A process that dies in a backoff may forget the attempts since its claim was last renewed.";
@@ -205,6 +207,7 @@ fn what_was_opted_into_is_told() {
     assert!(limits.contains("store is down messages are processed without protection"), "{limits}");
     assert!(limits.contains("without a key are processed without protection"), "{limits}");
     assert!(limits.contains("taken for a duplicate"), "{limits}");
+    assert!(!limits.contains("restart"), "{limits}");
     let said = explanation.guarantees().join("\n");
     assert!(!said.contains("conflict") && !said.contains("fails for good") && !said.contains("source waits"));
 }

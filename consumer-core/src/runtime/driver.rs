@@ -31,7 +31,7 @@ use crate::{
 
 /// How long a dropped task may take to be gone; one that blocks its thread never is.
 const DROP_GRACE: Duration = Duration::from_secs(2);
-/// How long stores and the source may take for what was enqueued, after the last message is done.
+/// How long dropping, the stores and the source may take together, after the last message is done or the drain is over.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// How often gauges and health are brought up to date when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -74,6 +74,13 @@ struct Stop {
     error: Option<SourceError>,
 }
 
+/// However the run ends, also by a panic or dropped half way, probes are told.
+impl<Src, S> Drop for Driver<Src, S> {
+    fn drop(&mut self) {
+        self.health.set_ended();
+    }
+}
+
 impl<Src: Source, S: Stack> Driver<Src, S> {
     pub(super) fn new(
         source: Src,
@@ -112,19 +119,23 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
 
     pub(super) async fn run(mut self) -> Result<Report, RunError> {
         poll_fn(|cx| self.poll_drained(cx)).await;
+        // All that follows has one bound together, and what the drop took is part of it.
+        let now = Instant::now();
+        let drained = self.stop.as_ref().map_or(now, |stop| stop.drop_at.min(now));
+        let close_by = drained + CLOSE_LIMIT;
         // What could not be dropped blocks its thread: the message is unsettled and comes again.
         self.report.returned += self.held as u64;
         self.report.retried = self.run.retried();
-        if !self.run.flush_stores(CLOSE_LIMIT).await {
+        // A store that does not answer leaves the source time for its last commit.
+        if !self.run.flush_stores((close_by - now) / 2).await {
             tracing::warn!("the dedup store did not answer before the end: claims end with their leases");
         }
-        let closing = tokio::time::timeout(CLOSE_LIMIT, poll_fn(|cx| self.source.poll_close(cx)));
+        let closing = tokio::time::timeout_at(close_by, poll_fn(|cx| self.source.poll_close(cx)));
         match closing.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(error = %chain(&error), "the source did not close cleanly"),
             Err(_) => tracing::warn!("the source did not close in time: what was acked last may come again"),
         }
-        self.health.set_ended();
         match self.stop.take().and_then(|stop| stop.error) {
             Some(error) => Err(RunError::new(self.report, error)),
             None => Ok(self.report),
@@ -346,7 +357,8 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
     }
 
     fn begin_stop(&mut self, error: Option<SourceError>) {
-        if self.stop.is_some() {
+        if let Some(stop) = &mut self.stop {
+            stop.error = stop.error.take().or(error);
             return;
         }
         tracing::info!(held = self.held, drain = ?self.config.drain, "stopping");

@@ -11,7 +11,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use pin_project_lite::pin_project;
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, unbounded_channel},
     task::JoinHandle,
 };
 
@@ -34,7 +34,7 @@ pub(super) enum Executor<S> {
     /// A task for each delivery; a handler that blocks holds up nobody else.
     Tasks { slots: Vec<Option<(JoinHandle<()>, Arc<Scope>)>>, free: Vec<usize>, again: Again },
     /// Lanes; jobs are handed over in batches.
-    Lanes { lanes: Vec<Lane<S>>, next: usize },
+    Lanes { lanes: Vec<Lane<S>>, next: usize, again: Again },
 }
 
 pub(super) struct Lane<S> {
@@ -55,7 +55,7 @@ impl<S: Stack> Executor<S> {
             None => Executor::Tasks { slots: Vec::new(), free: Vec::new(), again },
             Some(count) => {
                 let lanes = (0..count).map(|_| Lane::start(again)).collect();
-                Executor::Lanes { lanes, next: 0 }
+                Executor::Lanes { lanes, next: 0, again }
             }
         }
     }
@@ -78,7 +78,7 @@ impl<S: Stack> Executor<S> {
                 let task = tokio::spawn(present(job.stack, job.place, *again, job.presentations));
                 slots[slot] = Some((task, scope));
             }
-            Executor::Lanes { lanes, next } => {
+            Executor::Lanes { lanes, next, .. } => {
                 lanes[*next].batch.push(job);
                 *next = (*next + 1) % lanes.len();
             }
@@ -94,11 +94,15 @@ impl<S: Stack> Executor<S> {
 
     /// Hands the batches over.
     pub(super) fn flush(&mut self) {
-        if let Executor::Lanes { lanes, .. } = self {
+        if let Executor::Lanes { lanes, again, .. } = self {
             for lane in lanes.iter_mut().filter(|lane| !lane.batch.is_empty()) {
                 let batch = std::mem::take(&mut lane.batch);
-                // A lane only ends when it is dropped.
-                let _ = lane.sender.send(Command::Run(batch));
+                if let Err(SendError(unsent)) = lane.sender.send(Command::Run(batch)) {
+                    tracing::error!("a lane has panicked: another one takes its place");
+                    *lane = Lane::start(*again);
+                    // Nobody has dropped the receiver of a lane that has just been started.
+                    let _ = lane.sender.send(unsent);
+                }
             }
         }
     }
@@ -176,13 +180,20 @@ pin_project! {
 
 impl<F> Guarded<F> {
     fn sweep(self: Pin<&mut Self>) {
-        let mut this = self.project();
+        let this = self.project();
         if this.scope.is_over() {
-            this.work.set(None);
+            set_down(this.work);
             if let Some(waker) = this.waker.take() {
                 waker.wake();
             }
         }
+    }
+}
+
+/// What the work holds may panic when it is dropped, and must not take the lane along.
+fn set_down<F>(mut work: Pin<&mut Option<F>>) {
+    if catch_unwind(AssertUnwindSafe(|| work.set(None))).is_err() {
+        tracing::error!("a handler panicked while it was dropped");
     }
 }
 
@@ -201,7 +212,7 @@ impl<F: Future<Output = ()>> Future for Guarded<F> {
             }
             // Dropping the work after a panic puts its message into the driver's inbox.
             Ok(Poll::Ready(())) | Err(_) => {
-                this.work.set(None);
+                set_down(this.work);
                 Poll::Ready(())
             }
         }

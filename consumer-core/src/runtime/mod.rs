@@ -141,6 +141,9 @@ impl<Src: Source, S: Stack> Consumer<Src, S> {
 
     /// Sets how long executing messages may take to finish after the shutdown was asked for; then they are dropped
     /// and delivered again later.
+    ///
+    /// What comes after that (dropping, flushing the stores, closing the source) takes at most 10 s together: with the
+    /// default the run ends within 20 s.
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.config.drain = limit.min(LONGEST);
         self
@@ -189,7 +192,8 @@ impl<Src: Source, S: Stack> Consumer<Src, S> {
     /// Runs until the shutdown signal, the end of the source, or its idle time.
     ///
     /// # Errors
-    /// When the source cannot go on; what was in flight was drained before, and the error holds the report.
+    /// When the source cannot go on, before the stop or during the drain; what was in flight was drained before, and the
+    /// error holds the report.
     ///
     /// # Cancel safety
     /// Dropping the future is a crash: nothing that was in flight is acked, all of it is delivered again, and the

@@ -355,3 +355,40 @@ async fn fm25_a_claim_that_is_granted_after_the_stop_starts_no_handler() {
     sleep(SECOND).await;
     process.assert_empty();
 }
+
+/// A panic out there would pass by the layer that catches them, and the message would come again for ever.
+#[tokio::test(start_paused = true)]
+async fn a_closure_that_panics_fails_its_message_for_good() {
+    let store = Spy::new();
+    let layer = DedupLayer::new(store.clone(), "c");
+    let by_key = layer.clone().key(IdempotencyKey::from_fn(|_| panic!("boom")));
+    let by_fingerprint = layer.fingerprint(|_| panic!("boom"));
+    for (layer, what) in [(by_key, "the idempotency key"), (by_fingerprint, "the fingerprint")] {
+        let failure = layer.layer(service_fn(|_| ok())).oneshot(message("a")).await.unwrap_err();
+        assert!(failure.is_permanent());
+        assert_eq!(
+            (failure.attempts(), failure.cause()),
+            (Some(0), format!("the closure for {what}: panicked: boom"))
+        );
+        assert!(store.memory.is_empty());
+    }
+}
+
+#[cfg(feature = "metrics")]
+#[tokio::test(start_paused = true)]
+async fn calls_and_answers_are_measured_under_the_name_of_the_layer() {
+    let (kept, store) = (crate::layers::metrics::tests::Kept::default(), Spy::new());
+    let process = metrics::with_local_recorder(&kept, || {
+        let flaky = service_fn(|message: Message| async move {
+            if message.attempt() == 1 { Err(Failure::transient("down")) } else { Ok(()) }
+        });
+        around(&store, 1, crate::RetryLayer::fixed(SECOND).layer(flaky))
+    });
+    assert_eq!(process.call(message("a")).await.unwrap(), Outcome::Processed);
+    let kept = kept.read();
+    let value = |name: &str| kept.get(name).copied();
+    assert_eq!(value("consumer_attempts_total consumer=c,result=failed"), Some(1), "{kept:?}");
+    assert_eq!(value("consumer_attempts_total consumer=c,result=ok"), Some(1));
+    assert_eq!(value("consumer_store_duration_seconds consumer=c,operation=claim"), Some(1));
+    assert_eq!(value("consumer_store_duration_seconds consumer=c,operation=complete"), Some(1));
+}

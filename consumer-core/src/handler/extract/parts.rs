@@ -34,7 +34,8 @@ impl<S> FromMessage<S> for Headers {
 }
 
 /// Cancelled when the message is to be handed back, and when the call of the handler ends or is dropped. What a
-/// handler spawns should watch it.
+/// handler spawns should watch it. A handler that heeds it may return any error: a transient failure of a message that is
+/// to be handed back counts nothing.
 impl<S> FromMessage<S> for CancellationToken {
     const CANCELLATION: bool = true;
 

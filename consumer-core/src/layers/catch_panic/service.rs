@@ -95,7 +95,7 @@ where
 pub struct Panicked(String);
 
 impl Panicked {
-    fn from_payload(payload: Box<dyn Any + Send>) -> Self {
+    pub(crate) fn from_payload(payload: Box<dyn Any + Send>) -> Self {
         let text = match payload.downcast::<String>() {
             Ok(text) => *text,
             Err(payload) => match payload.downcast_ref::<&str>() {

@@ -5,7 +5,12 @@
 //! the failure and the claim and repeats *only the publish*, and is not ready, so that the source pauses.
 //!
 //! A failure that reaches this layer is final, whatever its class; what should be tried again belongs to the layers
-//! inside. A message that was handed back ([`Failure::is_cancelled`]) is not a failure and passes through.
+//! inside. A message that was handed back ([`Failure::is_cancelled`]) is not a failure and passes through; so does a
+//! transient failure after its [cancellation](crate::Message::cancellation).
+//!
+//! A failure may name a target of its own ([`Failure::dead_letter_to`]). If that does not exist, the message goes to the
+//! layer's target, with a warning; while publishing to it fails otherwise, that message waits alone and the source goes
+//! on: only the layer's own target pauses it.
 //!
 //! ```
 //! use consumer_core::{DeadLetterLayer, Failure, Message, Outcome, memory::MemoryBroker};

@@ -124,8 +124,7 @@ impl<P: Publisher> Shared<P> {
     async fn set_aside(self: Arc<Self>, message: Message, mut failure: Failure) -> Result<Outcome, Failure> {
         let claim = failure.take_claim();
         let outgoing = self.dead_letter(&message, &failure, claim.as_ref());
-        let target = outgoing.target().to_owned();
-        self.publish(outgoing, &message).await?;
+        let target = self.publish(outgoing, &message).await?;
         tracing::warn!(
             origin = %message.origin(),
             target_name = %target,
@@ -149,12 +148,26 @@ impl<P: Publisher> Shared<P> {
         Outgoing::copy(target, message.clone()).remove_prefix(wire::DEAD_LETTER_PREFIX).set_all(&headers)
     }
 
-    /// Repeats the publish until it is confirmed.
-    async fn publish(&self, mut outgoing: Outgoing, message: &Message) -> Result<(), Failure> {
+    /// Repeats the publish until it is confirmed, and tells where to.
+    async fn publish(&self, mut outgoing: Outgoing, message: &Message) -> Result<String, Failure> {
         let mut wait = self.config.first_wait;
         let mut away = None;
         loop {
-            let Err(error) = self.config.publisher.publish(outgoing.clone()).await else { return Ok(()) };
+            let Err(error) = self.config.publisher.publish(outgoing.clone()).await else {
+                return Ok(outgoing.target().to_owned());
+            };
+            let is_own = outgoing.target() == &*self.config.target;
+            if error.is_unroutable() && !is_own {
+                tracing::warn!(
+                    origin = %message.origin(),
+                    target_name = outgoing.target(),
+                    instead = &*self.config.target,
+                    error = %chain(&error),
+                    "the target that the failure names does not exist"
+                );
+                outgoing = outgoing.retarget(self.config.target.clone());
+                continue;
+            }
             if error.is_too_large() {
                 if !outgoing.changes().contains(wire::DEAD_LETTER_ERROR) {
                     drop(away);
@@ -164,7 +177,9 @@ impl<P: Publisher> Shared<P> {
                 outgoing = outgoing.unset(wire::DEAD_LETTER_ERROR);
                 continue;
             }
-            away.get_or_insert_with(|| self.target.away());
+            if is_own {
+                away.get_or_insert_with(|| self.target.away());
+            }
             #[cfg(feature = "metrics")]
             count(names::DEAD_LETTER_PUBLISH_FAILURES, &outgoing);
             tracing::error!(

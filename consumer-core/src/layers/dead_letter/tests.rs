@@ -258,3 +258,28 @@ async fn fm25_a_transient_failure_of_a_cancelled_message_is_handed_back() {
     let stack = layer.layer(failing(|| Failure::permanent("no such order")));
     assert_eq!(stack.oneshot(message).await.unwrap(), Outcome::DeadLettered);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_target_of_its_own_that_does_not_exist_is_passed_over_for_the_layers() {
+    let broker = broker();
+    let failure = || Failure::permanent("no").dead_letter_to("misspelt");
+    let stack = DeadLetterLayer::new(broker.publisher(), "dead").layer(failing(failure));
+    let handled = tokio::time::timeout(SECOND, stack.oneshot(Message::new("{}"))).await;
+    assert_eq!(handled.expect("it waits for a target that does not exist").unwrap(), Outcome::DeadLettered);
+    assert_eq!(broker.records("dead").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_of_its_own_that_is_away_holds_up_only_its_message() {
+    let broker = broker();
+    broker.create_topic("refunds.dead", 1);
+    broker.fail_next_publishes(5, PublishFault::Refused);
+    let failure = || Failure::permanent("no").dead_letter_to("refunds.dead");
+    let mut stack = DeadLetterLayer::new(broker.publisher(), "dead").layer(failing(failure));
+    let handled = tokio::spawn(stack.ready().await.unwrap().call(Message::new("{}")));
+    sleep(SECOND).await;
+    assert!(!handled.is_finished());
+    assert!(stack.ready().now_or_never().is_some(), "the source is not paused for it");
+    assert_eq!(handled.await.unwrap().unwrap(), Outcome::DeadLettered);
+    assert_eq!(broker.records("refunds.dead").len(), 1);
+}

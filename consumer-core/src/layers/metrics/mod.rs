@@ -13,7 +13,7 @@
 //! | `consumer_deliveries_total` | counter | `outcome` | this layer | deliveries dealt with: `processed`, `duplicate`, `dead_lettered`, `deferred`, `failed`, `returned`, `dropped` |
 //! | `consumer_delivery_duration_seconds` | histogram | `outcome` | this layer | from the call of the stack to its outcome, waits included |
 //! | `consumer_failed_attempts` | histogram | | this layer | failed calls behind a failure that leaves the stack |
-//! | `consumer_attempts_total` | counter | `result` | retry, with `consumer(name)` | calls of the handler: `ok`, `failed` |
+//! | `consumer_attempts_total` | counter | `result` | retry, inside dedup or with `consumer(name)` | calls of the handler: `ok`, `failed` |
 //! | `consumer_received_total` | counter | | runtime | deliveries taken from the source |
 //! | `consumer_unsettled_total` | counter | | runtime | settlements that did not reach the broker |
 //! | `consumer_held` | gauge | | runtime | messages received and not settled |
@@ -21,12 +21,12 @@
 //! | `consumer_seconds_since_last_settle` | gauge | | runtime | grows when nothing gets done |
 //! | `consumer_lag` | gauge | | runtime | messages that wait at the broker |
 //! | `consumer_busy_total` | counter | | dedup | claims that found the key in other hands |
-//! | `consumer_overlap_total` | counter | | dedup | effects that may have happened twice: completed though the claim was lost |
+//! | `consumer_overlap_total` | counter | | dedup | effects that may have happened twice: completed though the claim was lost, or by two owners |
 //! | `consumer_bypassed_total` | counter | | dedup | messages processed without protection while the store was down |
 //! | `consumer_keyless_total` | counter | | dedup | messages processed without an idempotency key |
 //! | `consumer_claims_lost_total` | counter | | dedup | handlers stopped because their claim ran out or was taken over |
 //! | `consumer_crash_suspects_total` | counter | | dedup | messages that had to run alone |
-//! | `consumer_store_duration_seconds` | histogram | `operation` | dedup | answers of the store: `claim` |
+//! | `consumer_store_duration_seconds` | histogram | `operation` | dedup | answers of the store to what a message waits for: `claim`, `complete` |
 //! | `consumer_dead_letter_publish_failures_total` | counter | | dead-letter | publishes that were not confirmed and are repeated |
 //! | `consumer_dead_letter_stuck_total` | counter | | dead-letter | messages too large to be set aside |
 //! | `consumer_discarded_total` | counter | | runtime | failures discarded on request |

@@ -8,10 +8,8 @@ pub const CONSUMER: &str = "consumer";
 pub const OUTCOME: &str = "outcome";
 /// The label with the result of a call: `ok` or `failed`.
 pub const RESULT: &str = "result";
-/// The label with the operation of a store: `claim`, `complete`, `release` or `renew`.
+/// The label with the operation of a store: `claim` or `complete`.
 pub const OPERATION: &str = "operation";
-/// The label with the partition of a source.
-pub const PARTITION: &str = "partition";
 
 /// Deliveries dealt with, by outcome.
 pub const DELIVERIES: &str = "consumer_deliveries_total";
@@ -37,7 +35,7 @@ pub const UNSETTLED: &str = "consumer_unsettled_total";
 pub const CLAIMS_LOST: &str = "consumer_claims_lost_total";
 /// Claims that found the key in other hands.
 pub const BUSY: &str = "consumer_busy_total";
-/// Completions after the claim was lost.
+/// Completions after the claim was lost, or after another owner's.
 pub const OVERLAP: &str = "consumer_overlap_total";
 /// Messages processed without protection while the store was down.
 pub const BYPASSED: &str = "consumer_bypassed_total";

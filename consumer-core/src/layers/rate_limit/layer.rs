@@ -48,7 +48,7 @@ impl RateLimitLayer {
         self
     }
 
-    /// Limits each key on its own, instead of all messages together.
+    /// Limits each key on its own, instead of all messages together. A message for which `key` panics fails for good.
     ///
     /// ```
     /// use consumer_core::RateLimitLayer;

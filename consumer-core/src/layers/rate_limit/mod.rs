@@ -17,8 +17,15 @@
 //!
 //! # Defaults
 //! The burst is what comes in a tenth of a second at the given rate, and at least 1: so many calls may come at once
-//! after a pause. The rate over any second is thus at most 1.1 times the given one. With a burst of 1, timers, which
-//! have a resolution of a millisecond, would hold rates above some hundreds a second below what was asked for.
+//! after a pause. Over any second at most 1.1 times the given rate of tokens is given out. Calls follow their tokens at
+//! once, unless they then wait for a permit of what is inside, or for a message that runs alone: what was held up there
+//! may start together. With a burst of 1, timers, which have a resolution of a millisecond, would hold rates above some
+//! hundreds a second below what was asked for.
+//!
+//! # Where it goes
+//! Outside a concurrency limit, as [`Pipeline`](crate::Pipeline) places it. Inside one, a message holds its permit
+//! while it waits for a token: others wait for that permit, and when a message has to run alone after a crash, the two
+//! can wait for each other for ever.
 //!
 //! # Example
 //! ```

@@ -13,7 +13,7 @@ use tower::Service;
 
 use super::{layer::KeyOf, limiter::Limiter};
 use crate::{
-    BoxError, Failure, Message,
+    BoxError, Failure, Message, closure,
     scope::{Queued, poll_ready_or_cancelled},
 };
 
@@ -86,6 +86,8 @@ pin_project! {
         // The token is taken.
         Ready { queued: Option<Queued> },
         Calling { #[pin] call: F },
+        // The message has no key, since the closure panicked.
+        Failed { failure: Option<Failure> },
     }
 }
 
@@ -122,6 +124,10 @@ where
                         }
                     }
                 }
+                // Only a poll after the end finds none; it never resolves.
+                StateProj::Failed { failure } => {
+                    return failure.take().map_or(Poll::Pending, |failure| Poll::Ready(Err(failure)));
+                }
                 StateProj::Calling { call } => {
                     return call.poll(cx).map(|result| result.map_err(Failure::from_error));
                 }
@@ -134,7 +140,13 @@ where
 impl Shared {
     /// Takes a token at once, or else queues for one at the first poll.
     fn begin<F>(self: &Arc<Self>, message: &Message) -> State<F> {
-        let key = self.key_of.as_ref().map_or(0, |key_of| key_of(message));
+        let key = match &self.key_of {
+            None => 0,
+            Some(key_of) => match closure::call("the key of the rate limit", || key_of(message)) {
+                Ok(key) => key,
+                Err(failure) => return State::Failed { failure: Some(failure) },
+            },
+        };
         if self.limiter.try_take(key) {
             return State::Ready { queued: None };
         }

@@ -159,3 +159,15 @@ fn the_default_burst_is_a_tenth_of_a_second() {
     assert_eq!(burst(60_000, 60 * SECOND), 100);
     assert_eq!(burst(1, 3600 * SECOND), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_key_closure_that_panics_fails_its_message_for_good() {
+    let calls = Calls::default();
+    let key = |message: &Message| if message.payload() == "bad" { panic!("boom") } else { 1 };
+    let stack = stack(RateLimitLayer::per_second(10).per_key(key), &calls);
+    let failure = stack.clone().oneshot(Message::new("bad")).await.unwrap_err();
+    assert!(failure.is_permanent());
+    assert_eq!(failure.cause(), "the closure for the key of the rate limit: panicked: boom");
+    assert!(stack.oneshot(Message::new("good")).await.is_ok());
+    assert_eq!(calls.lock().unwrap().len(), 1);
+}

@@ -85,6 +85,8 @@ impl RetryLayer {
 
     /// Makes those transient failures permanent for which `test` is true: no further attempt, reason `permanent`.
     ///
+    /// A `test` that panics makes the failure permanent, too.
+    ///
     /// For errors of libraries, which come in as transient. [`Failure::find`] gets at them.
     ///
     /// ```
@@ -107,7 +109,7 @@ impl RetryLayer {
     }
 
     /// Counts calls under this consumer's name as `consumer_attempts_total`, for which see
-    /// [`metrics`](crate::layers::metrics). The recorder must be installed before the stack is built.
+    /// [`metrics`](crate::layers::metrics). Default: that of the dedup layer around it; without one nothing is counted. The recorder must be installed before the stack is built.
     #[cfg(feature = "metrics")]
     pub fn consumer(mut self, name: impl Into<Arc<str>>) -> Self {
         self.consumer = Some(name.into());

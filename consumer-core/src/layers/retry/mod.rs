@@ -15,7 +15,15 @@
 //! - While it waits it holds no permit of what is inside, and it heeds the message's cancellation: the message is then
 //!   handed back, and the call that was never made counts nothing.
 //!
+//! A transient failure of a message whose [cancellation](crate::Message::cancellation) has fired is how its call came
+//! back: it is handed back and counts nothing.
+//!
 //! It does not guarantee that a failed attempt had no effect: a call that timed out may have gone through.
+//!
+//! # Where it goes
+//! Inside the dedup layer and outside of every limit, as [`Pipeline`](crate::Pipeline) places it. Inside a concurrency
+//! limit, a message holds its permit while it waits: others wait for that permit, and when a message has to run alone
+//! after a crash, the two can wait for each other for ever. Outside the dedup layer each attempt claims the key anew.
 //!
 //! # Defaults
 //! | setting | default | why |

@@ -19,7 +19,7 @@ use super::{
     policy::{Schedule, counts},
 };
 use crate::{
-    BoxError, Failure, FailureError, Message, WallClock,
+    BoxError, Failure, FailureError, Message, WallClock, closure,
     scope::{Queued, poll_ready_or_cancelled},
 };
 
@@ -156,10 +156,7 @@ where
                     }
                 },
             };
-            #[cfg(feature = "metrics")]
-            if let Some(attempts) = &this.policy.attempts {
-                attempts.count(result.is_ok());
-            }
+            this.policy.count(result.is_ok(), this.message);
             let error = match result {
                 Ok(response) => return Poll::Ready(Ok(response)),
                 Err(error) => error,
@@ -180,6 +177,17 @@ where
 }
 
 impl Policy {
+    /// Under the name that was set, else under that of the dedup layer.
+    fn count(&self, ok: bool, message: &Message) {
+        #[cfg(feature = "metrics")]
+        if let Some(attempts) = &self.attempts {
+            return attempts.count(ok);
+        }
+        if let Some(claim) = message.claim() {
+            claim.count_call(ok);
+        }
+    }
+
     /// Counts a failed call and says how long to wait for the next one, or gives back the failure that leaves.
     #[cold]
     fn after(
@@ -221,9 +229,16 @@ impl Policy {
 
     fn classify(&self, error: BoxError) -> Failure {
         let failure = Failure::from_error(error);
-        match &self.permanent_if {
-            Some(test) if failure.is_transient() && test(&failure) => failure.into_permanent(),
-            _ => failure,
+        let Some(test) = self.permanent_if.as_ref().filter(|_| failure.is_transient()) else {
+            return failure;
+        };
+        match closure::call("`permanent_if`", || test(&failure)) {
+            Ok(false) => failure,
+            Ok(true) => failure.into_permanent(),
+            Err(panicked) => {
+                tracing::error!(error = %failure.chain(), because = %panicked.cause(), "failure counts as permanent");
+                failure.into_permanent()
+            }
         }
     }
 }

@@ -231,3 +231,12 @@ async fn fm25_fm39_a_transient_failure_of_a_cancelled_message_is_handed_back_and
     assert!(failure.is_permanent());
     assert_eq!(failure.attempts(), Some(2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_classifier_that_panics_makes_the_failure_permanent() {
+    let calls = Calls::new();
+    let layer = exponential().permanent_if(|_| panic!("boom"));
+    let failure = run(layer, Message::new("x"), &calls, || Failure::transient("away")).await.unwrap_err();
+    assert!(failure.is_permanent());
+    assert_eq!((calls.attempts(), failure.cause()), (vec![1], "away".to_owned()));
+}

@@ -78,3 +78,24 @@ async fn fm31_an_outage_of_the_store_does_not_count_as_wedged() {
     assert!(status.live, "{status:?}");
     assert_eq!((status.held, status.executing), (3, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_panics_or_is_dropped_has_ended() {
+    for panics in [false, true] {
+        let broker = broker(1, 0).await;
+        let signal = async move {
+            sleep(5 * SECOND).await;
+            assert!(!panics, "the signal is broken");
+            std::future::pending().await
+        };
+        let consumer = Consumer::new(source(&broker), handle(|_| async { Ok(()) })).shutdown(signal);
+        let health = consumer.health();
+        let run = tokio::spawn(consumer.run());
+        sleep(2 * SECOND).await;
+        assert!(health.status().live && health.status().ready);
+        sleep(5 * SECOND).await;
+        run.abort();
+        assert_eq!(run.await.unwrap_err().is_panic(), panics);
+        assert!(!health.status().live && !health.status().ready, "panics: {panics}");
+    }
+}

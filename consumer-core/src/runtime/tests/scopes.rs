@@ -152,3 +152,63 @@ async fn the_error_of_a_source_ends_the_run_after_a_drain_and_brings_the_report(
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the topic is gone");
     assert!(script.is_closed());
 }
+
+/// A stop that was asked for does not make a lost source a clean end.
+#[tokio::test(start_paused = true)]
+async fn the_error_of_a_source_during_the_drain_is_not_lost() {
+    let script = Script::default();
+    let stack = handle(|_| async {
+        sleep(5 * SECOND).await;
+        Ok(())
+    });
+    let mut run = Run::start(Consumer::new(script.clone(), stack));
+    script.deliver(1, 1);
+    sleep(SECOND).await;
+    run.stop();
+    sleep(SECOND).await;
+    script.then(Step::Error("the topic is gone"));
+    let error = run.task.await.unwrap().unwrap_err();
+    assert_eq!(error.report().processed, 1);
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the topic is gone");
+}
+
+/// Runs for ever, and panics when it is dropped.
+struct Booby;
+
+impl Future for Booby {
+    type Output = Result<(), Failure>;
+
+    fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        std::task::Poll::Pending
+    }
+}
+
+impl Drop for Booby {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_when_it_is_dropped_does_not_take_its_lane_along() {
+    let script = Script::default();
+    let stack = handle(|message| {
+        let booby = (number(&message) == 0).then(|| Booby);
+        async move {
+            match booby {
+                Some(booby) => booby.await,
+                None => Ok(()),
+            }
+        }
+    });
+    let run = Run::start(Consumer::new(script.clone(), stack).lanes(1));
+    script.deliver(1, 0);
+    sleep(SECOND).await;
+    script.then(closing(1, Duration::ZERO));
+    sleep(SECOND).await;
+    assert_eq!(script.released(), [1]);
+    script.deliver(2, 7);
+    sleep(SECOND).await;
+    assert_eq!(script.settled()[1], (Tag { scope: 2, seq: 7 }, Settlement::Ack), "the lane goes on");
+    assert_eq!(run.stopped().await.returned, 1);
+}

@@ -20,6 +20,7 @@ struct Content {
     settled: Vec<(Tag, Settlement)>,
     released: Vec<u64>,
     closed: bool,
+    never_closes: bool,
     waker: Option<Waker>,
 }
 
@@ -58,6 +59,10 @@ impl Script {
         self.0.lock().unwrap().released.clone()
     }
 
+    pub(super) fn never_closes(&self) {
+        self.0.lock().unwrap().never_closes = true;
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.0.lock().unwrap().closed
     }
@@ -71,7 +76,10 @@ impl Source for Script {
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<Event, SourceError>> {
         let mut content = self.0.lock().unwrap();
-        let message = |tag: Tag| Message::builder().payload(tag.seq.to_string()).key("k").build();
+        let message = |tag: Tag| {
+            let number = tag.seq.to_string();
+            Message::builder().payload(number.clone()).id(number).key("k").build()
+        };
         match content.steps.front() {
             Some(Step::Deliver(_)) if room == 0 => {}
             Some(_) => {
@@ -111,7 +119,8 @@ impl Source for Script {
     }
 
     fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
-        self.0.lock().unwrap().closed = true;
-        Poll::Ready(Ok(()))
+        let mut content = self.0.lock().unwrap();
+        content.closed = true;
+        if content.never_closes { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 }

@@ -196,3 +196,23 @@ async fn fm25_what_waits_for_a_permit_inside_comes_back_at_once() {
         stopped(stack, &log, broker(1, 3).await).await;
     }
 }
+
+/// Orchestrators grant 30 s as a rule.
+#[tokio::test(start_paused = true)]
+async fn all_that_comes_after_the_drain_takes_ten_seconds_at_most() {
+    use super::scripted::Script;
+    let (script, store) = (Script::default(), MemoryStore::new());
+    script.never_closes();
+    let layer = DedupLayer::new(store.clone(), "c").as_process(1, Gate::new());
+    let stack = ServiceBuilder::new().layer(layer).service(handle(|_| std::future::pending()));
+    let mut run = Run::start(Consumer::new(script.clone(), stack));
+    script.deliver(1, 1);
+    sleep(SECOND).await;
+    // The claim that goes back when the handler is dropped is kept for the end of the outage.
+    store.set_down(true);
+    let asked = Instant::now();
+    run.stop();
+    assert_eq!(run.report().await.returned, 1);
+    assert_eq!(asked.elapsed().as_secs(), 20);
+    assert!(script.is_closed(), "the source had its turn");
+}
