@@ -82,7 +82,8 @@ pub enum OnOutage {
     /// The source is paused; what is held waits.
     #[default]
     Wait,
-    /// Messages are handled without protection, which is counted: duplicates take effect again.
+    /// Messages are handled without protection, which is counted: duplicates take effect again, also those of a message
+    /// that is being handled in this process. A store that is known to be down is not asked at all.
     Bypass,
 }
 
