@@ -29,11 +29,13 @@ impl Spy {
     }
 
     /// The line of another process to the same store.
+    #[cfg(feature = "rate-limit")]
     pub(super) fn beside(&self) -> Self {
         Self { memory: self.memory.clone(), counts: Arc::default() }
     }
 
     /// The process is dead: nothing that it asks for happens any more.
+    #[cfg(feature = "rate-limit")]
     pub(super) fn kill(&self) {
         self.counts.killed.store(true, SeqCst);
     }
