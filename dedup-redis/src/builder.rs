@@ -10,22 +10,24 @@ use crate::{
     greeting,
     operation::MAX_PREFIX,
     store::RedisStore,
-    target::Target,
+    target::{Target, non_empty},
 };
 
 const PREFIX: &str = "ic1:";
 const PIPELINES: usize = 2;
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// What to do about a Redis whose `maxmemory-policy` allows it to evict remembered ids.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EvictionCheck {
-    /// Warn in the log at every connect.
+    /// Warn in the log whenever another run of the server is met.
     #[default]
     Warn,
-    /// Refuse to connect.
+    /// Refuse to connect, also after an outage: then the store stays down, and its errors say why.
     Refuse,
 }
 
@@ -73,19 +75,25 @@ impl RedisStoreBuilder {
         }
     }
 
-    /// The user to log in as, instead of one in the URL.
+    /// The user to log in as, instead of one in the URL. An empty one counts as none.
     pub fn user(self, user: impl Into<String>) -> Self {
-        Self { user: Some(user.into()), ..self }
+        Self { user: non_empty(user.into()), ..self }
     }
 
-    /// The password to log in with, instead of one in the URL. Never shown in errors, logs or `Debug`.
+    /// The password to log in with, instead of one in the URL. An empty one counts as none. Never shown in errors, logs or
+    /// `Debug`.
     pub fn password(self, password: impl Into<String>) -> Self {
-        Self { password: Some(password.into()), ..self }
+        Self { password: non_empty(password.into()), ..self }
     }
 
-    /// User and password for the Sentinels; user and password of the URL are for Redis itself.
+    /// User and password for the Sentinels, empty ones counting as none; user and password of the URL are for Redis
+    /// itself.
     pub fn sentinel_login(self, user: Option<String>, password: impl Into<String>) -> Self {
-        Self { sentinel_user: user, sentinel_password: Some(password.into()), ..self }
+        Self {
+            sentinel_user: user.and_then(non_empty),
+            sentinel_password: non_empty(password.into()),
+            ..self
+        }
     }
 
     /// The certificate of the authority that signed the server's, as PEM, instead of the well-known ones.
@@ -116,14 +124,14 @@ impl RedisStoreBuilder {
 
     /// How long a claim or a renewal may take, waiting and retries included, before it is answered with an error. 1 s by
     /// default. Completions and releases have no such limit: they are retried until they are recorded or mean nothing
-    /// any more.
+    /// any more. From 1 ms to 1 h: what is beyond is taken for the nearest of them.
     pub fn response_timeout(self, timeout: Duration) -> Self {
-        Self { response_timeout: timeout, ..self }
+        Self { response_timeout: timeout.clamp(SHORTEST_TIMEOUT, LONGEST_TIMEOUT), ..self }
     }
 
-    /// How long opening a connection may take, for each host of the URL. 2 s by default.
+    /// How long opening a connection may take, for each host of the URL. 2 s by default; from 1 ms to 1 h, as above.
     pub fn connect_timeout(self, timeout: Duration) -> Self {
-        Self { connect_timeout: timeout, ..self }
+        Self { connect_timeout: timeout.clamp(SHORTEST_TIMEOUT, LONGEST_TIMEOUT), ..self }
     }
 
     /// Whether a Redis that may evict ids is warned about (the default) or refused.
@@ -131,11 +139,20 @@ impl RedisStoreBuilder {
         Self { eviction: check, ..self }
     }
 
+    /// Looks at the URL and the options, without the network.
+    ///
+    /// # Errors
+    /// When the URL or an option is wrong: [`ConnectError::is_configuration`].
+    pub fn check(&self) -> Result<(), ConnectError> {
+        self.clone().openers().map(drop)
+    }
+
     /// Connects, checks the server, and starts the store's tasks on the current tokio runtime.
     ///
     /// # Errors
     /// When the URL or an option is wrong, no server answers within the connect timeout, it refuses the login, it is
-    /// older than Redis 7.0, or it may evict and that was to be refused. Trying again is safe.
+    /// older than Redis 7.0, a replica or otherwise not what the URL says, or it may evict and that was to be refused.
+    /// Trying again is safe.
     ///
     /// # Cancel safety
     /// Dropping the future closes what it has opened.
@@ -143,29 +160,28 @@ impl RedisStoreBuilder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn connect(self) -> Result<RedisStore, ConnectError> {
-        let (pipelines, eviction, prefix) = (self.pipelines, self.eviction, self.prefix.clone());
-        if prefix.len() > MAX_PREFIX {
-            let message = format!("the key prefix is longer than {MAX_PREFIX} bytes");
-            return Err(ConnectError::new(Kind::Configuration, message));
-        }
-        let settings = Arc::new(self.into_settings()?);
-        let mut openers =
-            (0..pipelines).map(|_| Opener::new(settings.clone())).collect::<Result<Vec<_>, _>>()?;
+        let prefix = self.prefix.clone();
+        let (settings, mut openers) = self.openers()?;
         let clock = Clock::default();
         let Some(first) = openers.first_mut() else {
             return Err(ConnectError::new(Kind::Configuration, "there is no pipeline"));
         };
         let (connection, greeting) = greeting::connect(first, &settings, &clock).await?;
-        if let Some(evicts) = &greeting.evicts {
-            if eviction == EvictionCheck::Refuse {
-                let message = format!("redis at {} may evict remembered ids: {evicts}", settings.target);
-                return Err(ConnectError::new(Kind::Eviction, message));
-            }
-            driver::warn_of_eviction(&settings, evicts);
-        }
-        let shared = Arc::new(Shared::new(settings, prefix, clock, greeting));
-        driver::spawn(&shared, openers, connection);
+        let shared = Arc::new(Shared::new(settings, prefix, clock, openers.len()));
+        driver::spawn(&shared, openers, connection, greeting);
         Ok(RedisStore::new(shared))
+    }
+
+    /// One for each pipeline.
+    fn openers(self) -> Result<(Arc<Settings>, Vec<Opener>), ConnectError> {
+        if self.prefix.len() > MAX_PREFIX {
+            let message = format!("the key prefix is longer than {MAX_PREFIX} bytes");
+            return Err(ConnectError::new(Kind::Configuration, message));
+        }
+        let pipelines = self.pipelines;
+        let settings = Arc::new(self.into_settings()?);
+        let openers = (0..pipelines).map(|_| Opener::new(settings.clone())).collect::<Result<_, _>>()?;
+        Ok((settings, openers))
     }
 
     fn into_settings(self) -> Result<Settings, ConnectError> {
@@ -189,6 +205,7 @@ impl RedisStoreBuilder {
             name: self.name,
             connect_timeout: self.connect_timeout,
             response_timeout: self.response_timeout,
+            eviction: self.eviction,
         })
     }
 }

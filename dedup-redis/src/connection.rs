@@ -1,7 +1,7 @@
 //! Opens connections of each kind and speaks over them. The only file that knows single node, Sentinel and Cluster
 //! apart.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline,
@@ -10,10 +10,13 @@ use redis::{
     io::tcp::TcpSettings,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
+use tokio::time::timeout;
 
 use crate::{
+    builder::EvictionCheck,
     cluster::Cluster,
     error::{ConnectError, Kind},
+    operation,
     target::{Deployment, Target},
 };
 
@@ -26,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     pub(crate) connect_timeout: Duration,
     pub(crate) response_timeout: Duration,
+    pub(crate) eviction: EvictionCheck,
 }
 
 /// Certificates in PEM.
@@ -44,14 +48,14 @@ pub(crate) struct Opener {
 enum Client {
     Single(Box<redis::Client>),
     Sentinel(Box<SentinelClient>),
-    /// The nodes to ask for the map, beginning with another one each time.
+    /// The primaries of the last map: hosts to ask for the next one, besides those of the URL.
     Cluster(Vec<(String, u16)>),
 }
 
 /// One open connection.
 pub(crate) enum Connection {
     Single(MultiplexedConnection),
-    Cluster(Cluster, Arc<Settings>),
+    Cluster(Cluster),
 }
 
 /// What a server answered to one command.
@@ -64,6 +68,8 @@ pub(crate) enum Trouble {
     NoScript,
     /// Nothing will change by asking again.
     Refused(String),
+    /// The node of the Cluster that serves the key is known to be gone; it was not sent.
+    Missing(String),
     /// The server cannot serve it now; or nobody knows.
     Unavailable {
         why: String,
@@ -93,15 +99,12 @@ impl Opener {
             Client::Sentinel(client) => {
                 Connection::Single(client.get_async_connection_with_config(&config).await?)
             }
-            Client::Cluster(seeds) => {
-                seeds.rotate_left(1);
-                let cluster = Cluster::open(&self.settings, seeds).await?;
-                for address in cluster.addresses() {
-                    if !seeds.contains(address) {
-                        seeds.push(address.clone());
-                    }
-                }
-                Connection::Cluster(cluster, self.settings.clone())
+            Client::Cluster(last) => {
+                let new = last.iter().filter(|address| !self.settings.target.hosts.contains(address));
+                let seeds: Vec<_> = self.settings.target.hosts.iter().chain(new).collect();
+                let cluster = Cluster::open(&self.settings, &seeds).await?;
+                *last = cluster.addresses().cloned().collect();
+                Connection::Cluster(cluster)
             }
         })
     }
@@ -147,7 +150,7 @@ fn client(settings: &Settings) -> Result<Client, RedisError> {
     Ok(match &target.deployment {
         Deployment::Single => Client::Single(Box::new(single)),
         Deployment::Sentinel { primary } => Client::Sentinel(Box::new(sentinel(settings, primary)?)),
-        Deployment::Cluster => Client::Cluster(target.hosts.clone()),
+        Deployment::Cluster => Client::Cluster(Vec::new()),
     })
 }
 
@@ -200,11 +203,15 @@ fn use_a_crypto_provider() {
 }
 
 impl Connection {
-    /// Sends all commands together; one reply for each, in order.
+    /// Sends all commands together; one reply for each, in order. Waits for them as long as for a response.
     ///
     /// # Errors
-    /// When the connection is lost: what became of the commands is not known.
-    pub(crate) async fn run(&mut self, commands: Vec<Cmd>) -> Result<Vec<Reply>, RedisError> {
+    /// When the connection is lost (on a Cluster: those to all nodes), in words: what became of the commands is not known.
+    pub(crate) async fn run(
+        &mut self,
+        settings: &Settings,
+        commands: Vec<Cmd>,
+    ) -> Result<Vec<Reply>, String> {
         let count = commands.len();
         if count == 0 {
             return Ok(Vec::new());
@@ -215,15 +222,55 @@ impl Connection {
                 for command in commands {
                     pipeline.add_command(command);
                 }
-                let values = connection.send_packed_commands(&pipeline, 0, count).await?;
+                let values = in_time(settings, connection.send_packed_commands(&pipeline, 0, count)).await?;
                 values.into_iter().map(|value| reply(Ok(value))).collect()
             }
-            Self::Cluster(cluster, settings) => cluster.run(settings, &commands).await,
+            Self::Cluster(cluster) => cluster.run(settings, &commands).await?,
         };
         if replies.len() == count {
             return Ok(replies);
         }
-        Err((ErrorKind::Client, "the server gave another number of replies than it got commands").into())
+        Err("the server gave another number of replies than it got commands".to_owned())
+    }
+
+    /// Why it does not serve all keys: a part of the Cluster is missing, or its map is outdated.
+    pub(crate) fn lacks(&self) -> Option<&str> {
+        match self {
+            Self::Single(_) => None,
+            Self::Cluster(cluster) => cluster.lacks(),
+        }
+    }
+
+    /// Pairs of commands that show whether the server, or a node of the Cluster, takes scripts and writes. They leave
+    /// nothing behind.
+    pub(crate) fn probe(&self, prefix: &[u8]) -> Vec<Cmd> {
+        let keys = match self {
+            Self::Single(_) => vec![[prefix, b"probe"].concat()],
+            Self::Cluster(cluster) => cluster.probe_keys(prefix),
+        };
+        keys.iter().flat_map(|key| operation::probe(key)).collect()
+    }
+}
+
+/// # Errors
+/// In words, without passwords.
+pub(crate) async fn in_time<T>(
+    settings: &Settings,
+    exchange: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, String> {
+    let limit = settings.response_timeout;
+    match timeout(limit, exchange).await {
+        Ok(answer) => answer.map_err(|error| settings.describe(&error)),
+        Err(_) => Err(format!("no reply within {limit:?}")),
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoScript => f.write_str("the server does not keep scripts"),
+            Self::Refused(why) | Self::Missing(why) | Self::Unavailable { why, .. } => f.write_str(why),
+        }
     }
 }
 

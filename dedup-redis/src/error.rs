@@ -17,6 +17,7 @@ pub(crate) enum Kind {
     Unreachable,
     Authentication,
     UnsupportedVersion,
+    WrongServer,
     Eviction,
     Refused,
 }
@@ -49,6 +50,12 @@ impl ConnectError {
     /// Whether the server is older than Redis 7.0.
     pub fn is_unsupported_version(&self) -> bool {
         self.kind == Kind::UnsupportedVersion
+    }
+
+    /// Whether what answers cannot be used as this URL says: a cluster node, a Sentinel or a replica behind `redis://`, or
+    /// no cluster behind `redis+cluster://`.
+    pub fn is_wrong_server(&self) -> bool {
+        self.kind == Kind::WrongServer
     }
 
     /// Whether the server may evict keys and [`EvictionCheck::Refuse`](crate::EvictionCheck::Refuse) was asked for.

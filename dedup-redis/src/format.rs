@@ -152,7 +152,7 @@ impl Record {
         match *self {
             Self::Claimed { owner, mode, numbers, grace_ms } => State::Claimed(Claimed {
                 owner,
-                lease_until: (now + ttl_ms).saturating_sub(grace_ms),
+                lease_until: now.saturating_add(ttl_ms).saturating_sub(grace_ms),
                 mode,
                 numbers,
             }),

@@ -1,14 +1,17 @@
 //! What is asked of a server when a connection has been opened: who it is, what time it has, whether it may evict.
 
+use std::collections::BTreeSet;
+
 use redis::{Cmd, ErrorKind, RedisError, Value, cmd};
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    builder::EvictionCheck,
     clock::Clock,
     connection::{Connection, Opener, Reply, Settings, Trouble},
     error::{ConnectError, Kind},
     scripts,
-    target::Deployment,
+    target::{Deployment, Target},
 };
 
 /// Oldest server with `SET … NX GET`.
@@ -17,8 +20,8 @@ const OLDEST: (u32, u32) = (7, 0);
 /// What the servers behind a connection said of themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Greeting {
-    /// Names this run of the server (all of them, on a Cluster): another one may have lost data.
-    pub(crate) run: String,
+    /// Names this run of the server, or of each node of a Cluster: another one may have lost data.
+    pub(crate) runs: BTreeSet<String>,
     /// The policy that may evict, if there is one, in words.
     pub(crate) evicts: Option<String>,
 }
@@ -32,8 +35,14 @@ pub(crate) async fn connect(
     settings: &Settings,
     clock: &Clock,
 ) -> Result<(Connection, Greeting), ConnectError> {
-    // A Sentinel may have to be asked after others that are gone.
-    let patience = settings.connect_timeout * u32::try_from(settings.target.hosts.len()).unwrap_or(u32::MAX);
+    let steps = match settings.target.deployment {
+        Deployment::Single => 1,
+        // It may have to be asked after others that are gone.
+        Deployment::Sentinel { .. } => u32::try_from(settings.target.hosts.len()).unwrap_or(u32::MAX),
+        // The map, the nodes, and their greetings: each of them has its own limit, so that one node holds up no other.
+        Deployment::Cluster => 3,
+    };
+    let patience = settings.connect_timeout.saturating_mul(steps);
     let attempt = async {
         let mut connection = opener.open().await.map_err(|error| failed(&error, settings))?;
         let greeting = greet(&mut connection, settings, clock).await?;
@@ -50,7 +59,7 @@ async fn greet(
     settings: &Settings,
     clock: &Clock,
 ) -> Result<Greeting, ConnectError> {
-    let mut commands = vec![info("server"), info("memory"), time()];
+    let mut commands = vec![info("server"), info("memory"), info("replication"), time()];
     commands.extend(scripts::load_commands());
     if let (Some(name), Connection::Single(_)) = (&settings.name, &*connection) {
         let mut command = cmd("CLIENT");
@@ -58,12 +67,15 @@ async fn greet(
         commands.push(command);
     }
     let sent = Instant::now();
-    let replies = connection.run(commands).await.map_err(|error| failed(&error, settings))?;
+    let replies = connection.run(settings, commands).await.map_err(|why| {
+        let message = format!("{} cannot be reached", settings.target);
+        ConnectError::new(Kind::Unreachable, message).with_source(why)
+    })?;
     let received = Instant::now();
     let mut replies = replies.into_iter();
     let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
 
-    let greeting = inspect(next(), next(), settings)?;
+    let greeting = inspect([next(), next(), next()], settings)?;
     let millis = next().map_err(|trouble| refused("TIME", trouble, settings))?;
     let millis = parse_time(&millis)
         .ok_or_else(|| ConnectError::new(Kind::Refused, format!("{} gives no time", settings.target)))?;
@@ -74,11 +86,13 @@ async fn greet(
     Ok(greeting)
 }
 
-fn inspect(server: Reply, memory: Reply, settings: &Settings) -> Result<Greeting, ConnectError> {
+/// From `INFO server`, `INFO memory` and `INFO replication`.
+fn inspect(replies: [Reply; 3], settings: &Settings) -> Result<Greeting, ConnectError> {
     let target = &settings.target;
-    let server = texts(server.map_err(|trouble| refused("INFO", trouble, settings))?);
-    let memory = texts(memory.map_err(|trouble| refused("INFO", trouble, settings))?);
-    let mut runs = Vec::new();
+    let texts = |reply: Reply| reply.map(texts).map_err(|trouble| refused("INFO", trouble, settings));
+    let [server, memory, replication] = replies;
+    let (server, memory) = (texts(server)?, texts(memory)?);
+    let mut runs = BTreeSet::new();
     for text in &server {
         let version = field(text, "redis_version").unwrap_or("unknown");
         if parse_version(version).is_none_or(|version| version < OLDEST) {
@@ -93,17 +107,32 @@ fn inspect(server: Reply, memory: Reply, settings: &Settings) -> Result<Greeting
             _ => None,
         };
         if let Some(wrong) = wrong {
-            return Err(ConnectError::new(Kind::Configuration, format!("the server at {target} {wrong}")));
+            return Err(wrong_server(target, wrong));
         }
-        runs.push(field(text, "run_id").unwrap_or_default());
+        runs.insert(field(text, "run_id").unwrap_or_default().to_owned());
     }
-    runs.sort_unstable();
+    // A replica serves reads, or forwards them: it would refuse each claim. (The map of a Cluster names primaries.)
+    let is_replica = |text: &String| field(text, "role") == Some("slave");
+    if target.deployment != Deployment::Cluster && texts(replication)?.iter().any(is_replica) {
+        return Err(wrong_server(
+            target,
+            "is a replica: give the address of its primary, or use redis+sentinel://",
+        ));
+    }
     let evicts = memory.iter().find_map(|text| {
         let policy = field(text, "maxmemory_policy").unwrap_or("noeviction");
         let limit = field(text, "maxmemory").unwrap_or("0");
         (policy != "noeviction").then(|| format!("maxmemory-policy {policy}, maxmemory {limit}"))
     });
-    Ok(Greeting { run: runs.join(" "), evicts })
+    if let (Some(evicts), EvictionCheck::Refuse) = (&evicts, settings.eviction) {
+        let message = format!("redis at {target} may evict remembered ids: {evicts}");
+        return Err(ConnectError::new(Kind::Eviction, message));
+    }
+    Ok(Greeting { runs, evicts })
+}
+
+fn wrong_server(target: &Target, what: &str) -> ConnectError {
+    ConnectError::new(Kind::WrongServer, format!("the server at {target} {what}"))
 }
 
 fn failed(error: &RedisError, settings: &Settings) -> ConnectError {
@@ -125,7 +154,9 @@ fn refused(command: &str, trouble: Trouble, settings: &Settings) -> ConnectError
     let target = &settings.target;
     let why = match trouble {
         Trouble::NoScript => "NOSCRIPT".to_owned(),
-        Trouble::Refused(why) | Trouble::Unavailable { why, .. } => settings.redact(why),
+        Trouble::Refused(why) | Trouble::Missing(why) | Trouble::Unavailable { why, .. } => {
+            settings.redact(why)
+        }
     };
     if why.contains("NOAUTH") {
         let message = format!("{target} wants a password");

@@ -166,22 +166,39 @@ impl Operation {
                 Err(trouble) => self.troubled(trouble),
             },
             Work::Renew { requests, replies, answer } => {
-                let mut worst = None;
-                for (_, reply) in requests.iter().zip(replies.iter_mut()).filter(|(_, reply)| reply.is_none())
+                let (mut unknown_script, mut unanswered) = (false, None);
+                for (request, reply) in
+                    requests.iter().zip(replies.iter_mut()).filter(|(_, reply)| reply.is_none())
                 {
-                    match from.next() {
-                        Ok(Value::Int(1)) => *reply = Some(Renewal::Held),
-                        Ok(Value::Int(2)) => *reply = Some(Renewal::Completed),
-                        Ok(Value::Int(0)) => *reply = Some(Renewal::Lost),
-                        Ok(_) => worst = Some(Trouble::Refused("a reply that means nothing".to_owned())),
-                        Err(trouble) => worst = Some(trouble),
+                    *reply = match from.next() {
+                        Ok(Value::Int(1)) => Some(Renewal::Held),
+                        Ok(Value::Int(2)) => Some(Renewal::Completed),
+                        Ok(Value::Int(0)) => Some(Renewal::Lost),
+                        Ok(_) => Some(foreign(request, "a reply that means nothing")),
+                        Err(Trouble::Refused(why)) => Some(foreign(request, &why)),
+                        Err(Trouble::NoScript) if !self.whole_script => {
+                            unknown_script = true;
+                            None
+                        }
+                        Err(trouble) => {
+                            unanswered = Some(trouble);
+                            None
+                        }
+                    };
+                }
+                if unknown_script {
+                    self.whole_script = true;
+                    return Next::Again;
+                }
+                match unanswered {
+                    // What a node of a Cluster cannot say now must not keep the others' answers back.
+                    Some(trouble) if replies.iter().all(Option::is_none) => self.troubled(trouble),
+                    _ => {
+                        let replies = replies.iter().map(|reply| reply.unwrap_or(Renewal::Unanswered));
+                        send(answer, || Ok(replies.collect()));
+                        Next::Done
                     }
                 }
-                if let Some(trouble) = worst {
-                    return self.troubled(trouble);
-                }
-                send(answer, || Ok(replies.iter().flatten().copied().collect()));
-                Next::Done
             }
         }
     }
@@ -194,6 +211,7 @@ impl Operation {
             }
             Trouble::NoScript => self.give_up("the server does not keep scripts"),
             Trouble::Refused(why) => self.give_up(&why),
+            Trouble::Missing(_) => Next::Later,
             Trouble::Unavailable { in_doubt, .. } => {
                 self.in_doubt |= in_doubt;
                 Next::Later
@@ -232,6 +250,12 @@ impl<I: Iterator<Item = Reply>> Replies<I> {
         }
         reply
     }
+}
+
+/// What is stored at the key is no record of ours any more: a claim that is lost, and no reason to fail others with it.
+fn foreign(request: &RenewRequest, why: &str) -> Renewal {
+    tracing::error!(key = ?request.claim.key, error = why, "redis refuses to renew a claim: it is lost");
+    Renewal::Lost
 }
 
 fn send<T>(answer: &mut Option<Answer<T>>, result: impl FnOnce() -> Result<T, StoreError>) {
@@ -295,6 +319,13 @@ pub(crate) fn completion(
         command.arg("GET");
     }
     command
+}
+
+/// A call of a script and a write, neither of which changes anything: the record expires at once.
+pub(crate) fn probe(key: &[u8]) -> [Cmd; 2] {
+    let mut call = scripts::RENEW.call(false, key);
+    call.arg(&[0_u8; 24][..]).arg(0).arg(0).arg(1).arg(1);
+    [call, set(key, Record::Completed { fingerprint: None }.encode(), 1)]
 }
 
 fn set(key: &[u8], value: Encoded, lifetime: u64) -> Cmd {

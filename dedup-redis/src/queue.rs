@@ -26,6 +26,8 @@ pub(crate) struct Queue {
 #[derive(Default)]
 struct Inner {
     waiting: VecDeque<Operation>,
+    /// What could not be served, until the watcher looks again: it must not stand in the way of the others.
+    later: Vec<Operation>,
     generations: Generations,
     watcher_sleeps: bool,
     /// No handle is left: nothing more will come.
@@ -91,6 +93,27 @@ impl Queue {
         }
     }
 
+    /// Keeps operations aside until the next look of the watcher.
+    pub(crate) fn push_later(&self, operations: Vec<Operation>) {
+        let mut inner = self.lock();
+        if inner.dead || operations.is_empty() {
+            return;
+        }
+        inner.later.extend(operations);
+        let watcher_sleeps = std::mem::take(&mut inner.watcher_sleeps);
+        drop(inner);
+        if watcher_sleeps {
+            self.watched.notify_one();
+        }
+    }
+
+    /// For whoever has given up a [`take`](Self::take): it may have been the one that was notified.
+    pub(crate) fn nudge(&self) {
+        if !self.lock().waiting.is_empty() {
+            self.filled.notify_one();
+        }
+    }
+
     /// Waits until something is enqueued and takes up to `limit` of it; false when nothing more will come.
     pub(crate) async fn take(&self, limit: usize, into: &mut Vec<Operation>) -> bool {
         loop {
@@ -120,9 +143,15 @@ impl Queue {
         }
     }
 
-    /// Takes out what has waited too long; None when nothing waits and the watcher may sleep until it is notified.
+    /// Takes out what has waited too long, and lets what was kept aside be taken again; None when nothing waits and the
+    /// watcher may sleep until it is notified.
     pub(crate) fn take_over_due(&self, now: Instant) -> Option<Vec<Operation>> {
         let mut inner = self.lock();
+        let later = std::mem::take(&mut inner.later);
+        if !later.is_empty() {
+            inner.waiting.extend(later);
+            self.filled.notify_one();
+        }
         if inner.waiting.is_empty() {
             inner.watcher_sleeps = true;
             return None;
@@ -177,10 +206,6 @@ impl Queue {
         self.watched.notify_one();
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
-    }
-
     /// Whether everything has been answered and nothing more will come.
     pub(crate) fn is_finished(&self) -> bool {
         self.lock().is_finished()
@@ -190,7 +215,11 @@ impl Queue {
     pub(crate) fn kill(&self) {
         let mut inner = self.lock();
         inner.dead = true;
-        let dropped = (std::mem::take(&mut inner.waiting), std::mem::take(&mut inner.generations));
+        let dropped = (
+            std::mem::take(&mut inner.waiting),
+            std::mem::take(&mut inner.later),
+            std::mem::take(&mut inner.generations),
+        );
         drop(inner);
         drop(dropped);
     }
@@ -319,6 +348,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_kept_aside_lets_others_pass_and_is_taken_after_the_next_look() {
+        let queue = Queue::default();
+        let soon = Instant::now() + Duration::from_secs(1);
+        queue.push(operation(soon));
+        let mut taken = Vec::new();
+        assert!(queue.take(10, &mut taken).await);
+        queue.push_later(std::mem::take(&mut taken));
+        queue.push(operation(soon));
+        assert!(queue.take(10, &mut taken).await && taken.len() == 1);
+        assert_eq!(queue.take_over_due(Instant::now()).unwrap().len(), 0);
+        assert!(queue.take(10, &mut taken).await && taken.len() == 2);
+        queue.push_later(std::mem::take(&mut taken));
+        assert_eq!(queue.take_over_due(soon).unwrap().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn closed_it_ends_when_all_is_answered_and_dead_it_takes_nothing() {
         let queue = Queue::default();
         queue.push(operation(Instant::now()));
@@ -334,6 +379,6 @@ mod tests {
         queue.kill();
         assert!(flush.await.is_err() && queue.flush().await.is_err());
         queue.push(operation(Instant::now()));
-        assert!(queue.is_empty());
+        assert!(queue.take_over_due(Instant::now()).is_none());
     }
 }

@@ -151,7 +151,7 @@ fn parse_host(text: &str, default_port: u16) -> Result<(String, u16), ConnectErr
     Ok((host.to_owned(), port))
 }
 
-fn non_empty(text: String) -> Option<String> {
+pub(crate) fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 

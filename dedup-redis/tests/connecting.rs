@@ -6,7 +6,7 @@ mod common;
 use std::{error::Error, fs, sync::Arc, time::Duration};
 
 use common::{Direct, blocking, claim, complete, key, owner, request, unique, within};
-use consumer_core::dedup::{ClaimReply, DedupStore, Resolution, Resolved};
+use consumer_core::dedup::{ClaimReply, DedupStore, Renewal, Resolution, Resolved};
 use dedup_redis::{ConnectError, RedisStore, format::Record};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -185,7 +185,10 @@ async fn foreign_values_are_errors_and_a_completion_replaces_them() {
         let () = direct.run(redis::cmd("SET").arg(common::stored_key(&key)).arg(value)).await;
         let error = store.claim(request(&key, owner(1, 2))).await.unwrap_err();
         assert!(error.source().unwrap().to_string().contains("format"), "{error:?}");
-        assert!(store.renew(vec![common::renewal(&held)]).await.is_err());
+        let healthy = unique("healthy");
+        let beside = claim(&store, &healthy, owner(1, 3)).await;
+        let renewals = vec![common::renewal(&held), common::renewal(&beside)];
+        assert_eq!(store.renew(renewals).await.unwrap(), [Renewal::Lost, Renewal::Held]);
         let failed = Resolution::Failed { attempts: 1 };
         assert!(store.resolve(held.clone(), failed, common::RETENTION).await.is_err());
         assert_eq!(complete(&store, held).await, Resolved::Overlapped);
@@ -216,7 +219,7 @@ async fn a_cluster_serves_keys_of_all_its_nodes() {
     works(&store, 10).await;
 
     let error = RedisStore::connect(format!("redis://{}", hosts[0])).await.unwrap_err();
-    assert!(error.is_configuration());
+    assert!(error.is_wrong_server() && !error.is_configuration());
     assert_eq!(
         error.to_string(),
         format!("the server at redis://{} is a cluster node: use redis+cluster://", hosts[0])
@@ -279,6 +282,7 @@ async fn a_sentinel_leads_to_the_primary_of_the_moment() {
     let error = RedisStore::connect(format!("redis+sentinel://{host}/other")).await.unwrap_err();
     assert!(error.is_unreachable(), "{error:?}");
     let error = RedisStore::connect(format!("redis://{host}")).await.unwrap_err();
+    assert!(error.is_wrong_server() && !error.is_configuration());
     assert!(error.to_string().contains("is a sentinel"), "{error:?}");
 }
 

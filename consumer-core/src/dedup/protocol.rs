@@ -178,8 +178,8 @@ fn hold(request: &ClaimRequest, held: Claimed, now: u64) -> (ClaimReply, Option<
         lease: request.lease,
         grace: request.grace,
     };
-    let held = Claimed { lease_until: now + millis(request.lease), ..held };
-    let write = Write { state: State::Claimed(held), lifetime: request.lease + request.grace };
+    let held = Claimed { lease_until: now.saturating_add(millis(request.lease)), ..held };
+    let write = Write { state: State::Claimed(held), lifetime: request.lease.saturating_add(request.grace) };
     (ClaimReply::Claimed(claim), Some(write))
 }
 
@@ -229,10 +229,11 @@ fn renew(state: &State, request: &RenewRequest, now: u64) -> (Renewal, Option<Wr
     match *state {
         State::Claimed(held) if held.owner == request.claim.owner => {
             let numbers = Numbers { attempts: held.numbers.attempts.max(request.attempts), ..held.numbers };
-            let lease_until = now + millis(request.claim.lease);
+            let lease_until = now.saturating_add(millis(request.claim.lease));
             let state =
                 State::Claimed(Claimed { owner: held.owner, lease_until, mode: request.mode, numbers });
-            (Renewal::Held, Some(Write { state, lifetime: request.claim.lease + request.claim.grace }))
+            let lifetime = request.claim.lease.saturating_add(request.claim.grace);
+            (Renewal::Held, Some(Write { state, lifetime }))
         }
         State::Completed { .. } => (Renewal::Completed, None),
         _ => (Renewal::Lost, None),

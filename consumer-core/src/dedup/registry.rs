@@ -225,6 +225,7 @@ impl Registry {
             match reply {
                 Renewal::Held => entry.deadline = deadline(sent, request.claim.lease),
                 Renewal::Lost | Renewal::Completed => entry.lose(),
+                Renewal::Unanswered => {}
             }
         }
     }

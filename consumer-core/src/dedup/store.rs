@@ -211,6 +211,8 @@ pub enum Renewal {
     Lost,
     /// The key is completed.
     Completed,
+    /// No answer for this one, while there was one for others: as an error would be, it is not lost by that.
+    Unanswered,
 }
 
 /// Keeps the state of idempotency keys. The transitions are those of [`protocol`](super::protocol).
