@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     task::Poll,
     time::Duration,
@@ -92,6 +92,45 @@ impl Direct {
         value.map(|value| Record::from_bytes(&value))
     }
 
+    /// Whether the node of a Cluster holds the key.
+    pub async fn holds(&mut self, key: &StoreKey) -> bool {
+        let found = redis::cmd("EXISTS").arg(stored_key(key)).query_async::<u64>(&mut self.0).await;
+        found.is_ok_and(|found| found == 1)
+    }
+
+    /// How many connections the server has seen.
+    pub async fn connections(&mut self) -> u64 {
+        let info: String = self.run(redis::cmd("INFO").arg("stats")).await;
+        let count = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        count.unwrap().trim().parse().unwrap()
+    }
+
+    /// The ids of the clients with this name.
+    pub async fn clients(&mut self, name: &str) -> Vec<String> {
+        let list: String = self.run(redis::cmd("CLIENT").arg("LIST")).await;
+        let name = format!("name={name}");
+        let named = list.lines().filter(|line| line.split(' ').any(|field| field == name));
+        named.filter_map(|line| Some(line.split(' ').next()?.strip_prefix("id=")?.to_owned())).collect()
+    }
+
+    /// Waits until there are so many clients with this name, and gives their ids.
+    pub async fn until_clients(&mut self, name: &str, count: usize) -> Vec<String> {
+        within("the clients are there", async {
+            loop {
+                let clients = self.clients(name).await;
+                if clients.len() == count {
+                    return clients;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    }
+
+    pub async fn kill_client(&mut self, id: &str) {
+        let _: u64 = self.run(redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id)).await;
+    }
+
     pub async fn ttl(&mut self, key: &StoreKey) -> i64 {
         redis::cmd("PTTL").arg(stored_key(key)).query_async(&mut self.0).await.unwrap()
     }
@@ -152,17 +191,19 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
 /// Stands between store and server, and can swallow replies.
 pub struct Proxy {
     pub port: u16,
+    to: Arc<AtomicU16>,
     swallow: Arc<AtomicUsize>,
 }
 
 impl Proxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy = Self { port: listener.local_addr().unwrap().port(), swallow: Arc::default() };
-        let swallow = proxy.swallow.clone();
+        let to = Arc::new(AtomicU16::new(port));
+        let proxy = Self { port: listener.local_addr().unwrap().port(), to, swallow: Arc::default() };
+        let (to, swallow) = (proxy.to.clone(), proxy.swallow.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                if let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await {
+                if let Ok(server) = TcpStream::connect(("127.0.0.1", to.load(SeqCst))).await {
                     tokio::spawn(pass_on(client, server, swallow.clone()));
                 }
             }
@@ -172,6 +213,11 @@ impl Proxy {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// New connections lead to another server.
+    pub fn lead_to(&self, port: u16) {
+        self.to.store(port, SeqCst);
     }
 
     /// The next so many replies are swallowed, and their connections cut.
