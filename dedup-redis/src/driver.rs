@@ -117,6 +117,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, openers: Vec<Opener>, first: Connectio
     for (number, opener) in openers.into_iter().enumerate() {
         let connection = first.take();
         let is_first = connection.is_some();
+        let is_whole = connection.as_ref().is_some_and(|connection| connection.lacks().is_none());
         let pipeline = Pipeline {
             number,
             shared: shared.clone(),
@@ -124,7 +125,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>, openers: Vec<Opener>, first: Connectio
             connection,
             runs: greeting.runs.clone(),
             health: if is_first { Health::Well } else { Health::Down },
-            proven: is_first,
+            proven: is_whole,
             failures: 0,
             fresh: !is_first,
             opening: JoinSet::new(),

@@ -21,13 +21,23 @@
 //! - **Group commit.** Whatever waits goes out together as soon as one of a few pipelines is free; nothing lingers.
 //! - **Driven.** An operation is enqueued by the call. Claims and renewals are tried until their deadline (1 s), then
 //!   answered with an error; completions and releases until they are recorded, over outages, whatever is dropped.
-//! - **Down is seen.** While Redis is known to be down, [`poll_available`](consumer_core::dedup::DedupStore::poll_available)
-//!   is pending, which pauses the source. Connections come back by themselves.
+//! - **Down is seen.** While no pipeline can reach Redis, or Redis refuses what is written,
+//!   [`poll_available`](consumer_core::dedup::DedupStore::poll_available) is pending, which pauses the source. Connections
+//!   come back by themselves; the store is up again when a script and a write on a probe key have worked.
+//! - **A Cluster goes on without a lost node.** The keys of that node get errors, renewals of their claims no answer, and
+//!   their completions wait; all others are served. Slots that move cost no errors.
 //! - **Recent completions are recorded again** when another server answers after an outage (restarted, or a replica that
 //!   was promoted): those of the last 2 s before it, at most 65,536. What was lost beyond that may run again.
 //!
-//! A user with restricted rights needs the commands `SET`, `GET`, `PTTL`, `EVAL`, `EVALSHA`, `SCRIPT LOAD`, `TIME`, `PING`
-//! and `INFO` on keys with the prefix.
+//! A user with restricted rights needs, on keys with the prefix:
+//!
+//! | where | commands |
+//! |---|---|
+//! | everywhere | `SET`, `GET`, `PTTL`, `EVAL`, `EVALSHA`, `SCRIPT LOAD`, `TIME`, `INFO` |
+//! | a database other than 0 | `SELECT` |
+//! | with a [name](RedisStoreBuilder::name) | `CLIENT SETNAME` |
+//! | behind Sentinels | `ROLE` |
+//! | a Cluster | `CLUSTER SLOTS`, `ASKING` |
 
 mod availability;
 mod builder;

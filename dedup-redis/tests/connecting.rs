@@ -69,9 +69,12 @@ async fn wrong_settings_are_found_without_the_network() {
         RedisStore::builder("redis://localhost").authority("-----BEGIN CERTIFICATE-----"),
         RedisStore::builder("rediss://localhost").authority("no pem").client_certificate("no", "pem"),
     ] {
+        let found = builder.check().unwrap_err();
         let error = builder.connect().await.unwrap_err();
         assert!(error.is_configuration(), "{error:?}");
+        assert_eq!(found.to_string(), error.to_string());
     }
+    RedisStore::builder("redis://localhost").check().unwrap();
     let builder = RedisStore::builder("redis://ann:hunter2@localhost").password("hunter3");
     assert!(!format!("{builder:?}").contains("hunter"));
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use common::{Direct, owner, stored_key, unique};
 use consumer_core::dedup::{
-    Claim, ClaimReply, ClaimRequest, DedupStore, Mode, Owner, RenewRequest, Resolution, StoreKey,
+    Claim, ClaimReply, ClaimRequest, DedupStore, Mode, Owner, RenewRequest, Renewal, Resolution, StoreKey,
     protocol::{Numbers, Operation, Reply, State, transition},
 };
 use dedup_redis::{RedisStore, format::Record};
@@ -226,6 +226,36 @@ fn redis_does_what_the_specification_says() {
             Ok(())
         })
         .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs servers: cargo xtask test"]
+async fn leases_of_any_length_are_taken() {
+    let store = RedisStore::connect(shared_redis()).await.unwrap();
+    let ends = [Duration::ZERO, Duration::MAX];
+    for (lease, grace) in ends.into_iter().flat_map(|lease| ends.map(|grace| (lease, grace))) {
+        let owner = owner(1, 1);
+        let request = ClaimRequest {
+            key: unique("long"),
+            owner,
+            fingerprint: None,
+            lease,
+            grace,
+            attempt: 1,
+            redrive: 0,
+        };
+        let ClaimReply::Claimed(claim) = store.claim(request.clone()).await.unwrap() else {
+            panic!("not claimed")
+        };
+        let renewal = RenewRequest { claim, attempts: 0, mode: Mode::Normal };
+        let (reply, write) = transition(&State::Absent, &Operation::Claim(&request), NOW);
+        assert!(matches!(reply, Reply::Claim(ClaimReply::Claimed(_))));
+        let (reply, _) = transition(&write.unwrap().state, &Operation::Renew(&renewal), NOW);
+        assert_eq!(reply, Reply::Renew(Renewal::Held));
+        // A claim of no time at all may be gone already.
+        let renewed = store.renew(vec![renewal]).await.unwrap();
+        assert!(renewed == [Renewal::Held] || lease.is_zero() && grace.is_zero());
+    }
 }
 
 /// The record may expire between the native command and the script, so the script knows an absent key too.

@@ -8,6 +8,7 @@ mod gate;
 mod outage;
 mod spy;
 mod travel;
+mod unanswered;
 
 use std::{
     future::Future,
