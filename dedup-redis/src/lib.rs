@@ -49,6 +49,7 @@ mod error;
 pub mod format;
 mod greeting;
 mod operation;
+mod pipeline;
 mod queue;
 mod recent;
 mod scripts;

@@ -79,6 +79,21 @@ async fn wrong_settings_are_found_without_the_network() {
     assert!(!format!("{builder:?}").contains("hunter"));
 }
 
+#[tokio::test]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_fresh_message_takes_two_commands_and_a_duplicate_one() {
+    let store = RedisStore::connect(shared_redis()).await.unwrap();
+    let before = store.stats();
+    for number in 0..100 {
+        let key = unique("cost");
+        let claim = claim(&store, &key, owner(1, number)).await;
+        complete(&store, claim).await;
+        assert_eq!(store.claim(request(&key, owner(2, number))).await.unwrap(), ClaimReply::Completed);
+    }
+    let after = store.stats();
+    assert_eq!((after.commands - before.commands, after.round_trips - before.round_trips), (300, 300));
+}
+
 /// A server that answers each command, as far as connecting needs it, and says that it is an old one.
 async fn old_redis() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -18,7 +18,7 @@ impl StoreUnderTest for Redis {
     }
 
     fn lease(&self) -> Duration {
-        Duration::from_millis(1500)
+        Duration::from_millis(1250)
     }
 }
 

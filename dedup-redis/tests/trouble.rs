@@ -3,7 +3,11 @@
 
 mod common;
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use common::{
     Direct, Proxy, available, blocking, claim, complete, eventually, is_available, key, known_down, owner,
@@ -139,6 +143,48 @@ async fn fm18_a_redis_that_may_evict_after_a_restart_is_refused_too() {
     redis.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).unwrap();
     available(&store).await;
     claim(&store, &unique("evict"), owner(1, 2)).await;
+}
+
+/// What is logged, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn count(&self, what: &str) -> usize {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap().matches(what).count()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One thread: the subscriber is for it alone.
+#[tokio::test]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm18_each_run_of_a_redis_that_may_evict_is_warned_about_once() {
+    let log = Log::default();
+    let writer = log.clone();
+    let _guard = tracing::subscriber::set_default(
+        tracing_subscriber::fmt().with_writer(move || writer.clone()).finish(),
+    );
+    let redis = Redis::builder().option("maxmemory-policy", "allkeys-lru").start().unwrap();
+    let redis = Arc::new(redis);
+    let store = RedisStore::builder(redis.url()).name("warned").connect().await.unwrap();
+    for run in 1..=2 {
+        Direct::to(&redis.url()).await.until_clients("warned", 2).await;
+        assert_eq!(log.count("may evict"), run);
+        blocking(&redis, |redis| redis.kill()).await;
+        known_down(&store).await;
+        blocking(&redis, |redis| redis.start_again_empty()).await.unwrap();
+        available(&store).await;
+    }
 }
 
 /// One pipeline has left a server that the other still writes to.
