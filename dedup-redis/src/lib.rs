@@ -1,8 +1,8 @@
 //! The deduplication store of `consumer-core` on Redis 7.0 or newer: a single node, Sentinel, or Cluster.
 //!
-//! *At-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, a
-//! handler outlives its lease, an attempt that failed or timed out had its effect all the same, Redis loses state, or a
-//! duplicate comes after the retention.*
+//! *At-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, or
+//! Redis is away between the two for longer than the lease, a handler outlives its lease, an attempt that failed or timed
+//! out had its effect all the same, Redis loses state, or a duplicate comes after the retention.*
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), dedup_redis::ConnectError> {

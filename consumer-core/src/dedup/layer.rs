@@ -26,9 +26,9 @@ use crate::{
 /// Lets the effect of each idempotency key happen once: claim → handler → complete → ack.
 ///
 /// # What it guarantees
-/// At-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, a
-/// handler outlives its lease, an attempt that failed or timed out had its effect all the same, the store loses state,
-/// or a duplicate comes after the retention.
+/// At-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, or
+/// the store is away between the two for longer than the lease, a handler outlives its lease, an attempt that failed or
+/// timed out had its effect all the same, the store loses state, or a duplicate comes after the retention.
 ///
 /// # Defaults
 /// | option | default | why |

@@ -6,10 +6,11 @@ use humantime::format_duration;
 
 use super::{DedupFacts, Facts, RetryFacts};
 
-/// What a dedup layer over Redis guarantees, no more and no less.
+/// What a dedup layer guarantees, no more and no less.
 const DEDUP: &str = "at-least-once; each key's handler completes once unless a process dies between the side effect \
-    and `complete`, a handler outlives its lease, an attempt that failed or timed out had its effect all the same, \
-    Redis loses state, or a duplicate comes after the retention.";
+    and `complete`, or the store is away between the two for longer than the lease, a handler outlives its lease, an \
+    attempt that failed or timed out had its effect all the same, the store loses state, or a duplicate comes after \
+    the retention.";
 
 /// What a stack guarantees and what it does not, in plain English.
 ///

@@ -44,7 +44,7 @@ pub(crate) fn store(url: &str) -> Result<Connecting<DynStore>, Stop> {
             "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster" | "rediss+cluster",
         ) => {
             #[cfg(feature = "redis")]
-            return Ok(Box::pin(redis(url.to_owned())));
+            return redis(url);
             #[cfg(not(feature = "redis"))]
             return Err(missing("redis"));
         }
@@ -53,12 +53,13 @@ pub(crate) fn store(url: &str) -> Result<Connecting<DynStore>, Stop> {
 }
 
 #[cfg(feature = "redis")]
-async fn redis(url: String) -> Result<DynStore, Stop> {
-    let store = consumer::redis::RedisStore::connect(url).await.map_err(|error| {
-        let stop = Stop::from_error(&error);
-        if error.is_configuration() { Stop::usage(stop.to_string()) } else { stop }
-    })?;
-    Ok(DynStore::new(store))
+fn redis(url: &str) -> Result<Connecting<DynStore>, Stop> {
+    let builder = consumer::redis::RedisStore::builder(url);
+    builder.check().map_err(|error| Stop::usage(Stop::from_error(&error).to_string()))?;
+    Ok(Box::pin(async move {
+        let store = builder.connect().await.map_err(|error| Stop::from_error(&error))?;
+        Ok(DynStore::new(store))
+    }))
 }
 
 /// Why there is no broker behind a URL.

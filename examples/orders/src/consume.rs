@@ -47,7 +47,6 @@ pub(crate) fn run(options: Consume) -> Result<(), Stop> {
     logs::start("info");
     block_on(async {
         let mut stopping = stop_signal();
-        // The store first: it also finds what is wrong with its URL.
         let connecting = timeout(START_LIMIT, async { Ok((store.await?, broker.await?)) });
         let connected = tokio::select! {
             biased;

@@ -121,6 +121,11 @@ fn help_shows_no_password_from_the_environment() {
 fn a_refused_command_line_leaves_no_file() {
     let folder = Folder::new();
     let log = folder.path("mails.jsonl");
-    refused(["consume", "--mail-log", log.to_str().unwrap()], "lives in one process");
+    let log_option = ["--mail-log", log.to_str().unwrap()];
+    refused(["consume"].into_iter().chain(log_option), "lives in one process");
+    if cfg!(all(feature = "kafka", feature = "redis")) {
+        let consume = ["consume", "--broker", "kafka://127.0.0.1:1", "--store", "redis://127.0.0.1:port"];
+        refused(consume.into_iter().chain(log_option), "port");
+    }
     assert!(!log.exists());
 }
