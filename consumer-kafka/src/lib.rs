@@ -24,6 +24,7 @@
 
 mod admin;
 mod builder;
+mod codes;
 mod commit;
 mod config;
 mod convert;

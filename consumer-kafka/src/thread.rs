@@ -18,6 +18,7 @@ use rdkafka::{
 
 use crate::{
     builder::Options,
+    codes::{is_final, is_of_a_rebalance, is_outage, is_refused},
     commit::{Committer, Gone},
     convert,
     error::{KafkaError, Kind},
@@ -452,60 +453,4 @@ fn take(callbacks: &Callbacks, message: &BorrowedMessage<'_>, batch: &mut Vec<Qu
     slot.taken += 1;
     batch.push(Queued { tag: Tag { scope: slot.partition.scope, seq: offset }, message, bytes });
     slot.uncommitted() >= callbacks.options.max_uncommitted
-}
-
-/// What the client's own log and statistics tell already, and what a rebalance brings about.
-fn is_outage(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        code,
-        Code::AllBrokersDown
-            | Code::BrokerTransportFailure
-            | Code::Resolve
-            | Code::OperationTimedOut
-            | Code::MessageTimedOut
-            | Code::PollExceeded
-            | Code::NoOffset
-    )
-}
-
-/// Errors that do not pass by themselves. Once messages have come, rights may be taken away for a while.
-fn is_final(code: RDKafkaErrorCode, received: bool) -> bool {
-    use RDKafkaErrorCode as Code;
-    match code {
-        Code::Fatal | Code::FencedInstanceId | Code::UnreleasedInstanceId => true,
-        Code::GroupAuthorizationFailed
-        | Code::TopicAuthorizationFailed
-        | Code::InconsistentGroupProtocol
-        | Code::InvalidSessionTimeout
-        | Code::UnsupportedVersion
-        | Code::UnsupportedFeature
-        | Code::GroupMaxSizeReached
-        | Code::UnsupportedAssignor => !received,
-        _ => false,
-    }
-}
-
-fn is_of_a_rebalance(error: &DriverError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::IllegalGeneration
-                | Code::RebalanceInProgress
-                | Code::UnknownMemberId
-                | Code::StaleMemberEpoch
-        )
-    )
-}
-
-/// A commit that can never succeed. A generation that is over is none of these: the rebalance that ended it either
-/// leaves a partition here, and the commit is repeated in the new generation, or takes it away, and there is nothing
-/// to commit for it any more.
-fn is_refused(error: &DriverError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(Code::FencedInstanceId | Code::GroupAuthorizationFailed | Code::Fatal)
-    )
 }
