@@ -165,6 +165,9 @@ impl KafkaAdmin {
                 let client = client.get().map_err(|_| DriverError::Canceled)?;
                 let found = client.fetch_metadata(Some(&name), Duration::from_secs(1));
                 trouble::listen(client);
+                if found.is_ok() {
+                    client.context().0.clear();
+                }
                 found.map(|found| topic_state(&found, &name))
             });
             let error = match looked.await.unwrap_or(Err(DriverError::Canceled)) {

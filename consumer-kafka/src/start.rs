@@ -14,6 +14,7 @@ use rdkafka::{
 
 use crate::{
     builder::StartPosition,
+    codes::is_of_a_rebalance,
     error::{KafkaError, Kind},
     rebalance::Callbacks,
     trouble,
@@ -43,10 +44,15 @@ pub(crate) fn resolve(
     }
     let deadline = Instant::now() + if callbacks.has_joined() { LOOK_UP_AGAIN_FOR } else { LOOK_UP_FOR };
     loop {
+        // Another member may have committed since the last try.
+        list.set_all_offsets(Offset::Invalid).ok();
         match try_resolve(consumer, &callbacks.options.start, list)
             .and_then(|starts| commit(consumer, starts, list))
         {
             Ok(()) => return Ok(()),
+            // The group has gone on without this member: the assignment is void, and the driver takes it back as soon
+            // as it may.
+            Err(error) if is_of_a_rebalance(&error) => return Ok(()),
             Err(error) if denied(&error) => {
                 return Err(KafkaError::new(
                     Kind::Denied,

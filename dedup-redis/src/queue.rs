@@ -109,7 +109,8 @@ impl Queue {
 
     /// For whoever has given up a [`take`](Self::take): it may have been the one that was notified.
     pub(crate) fn nudge(&self) {
-        if !self.lock().waiting.is_empty() {
+        let inner = self.lock();
+        if !inner.waiting.is_empty() || inner.is_finished() {
             self.filled.notify_one();
         }
     }

@@ -51,8 +51,14 @@ impl Recent {
         for (key, fingerprint, lifetime) in completions {
             inner.completions.push_back(Completion { key: key.hash(), fingerprint, at: now, lifetime });
         }
+        // In an outage of a part, what came before it is what that part may have lost: the newer ones go first.
+        let frozen = match inner.heard.filter(|_| !well) {
+            Some(heard) => inner.completions.partition_point(|completion| completion.at <= heard),
+            None => 0,
+        };
         let over = inner.completions.len().saturating_sub(LIMIT);
-        inner.completions.drain(..over);
+        let first = frozen.min(inner.completions.len() - over);
+        inner.completions.drain(first..first + over);
         if well {
             inner.heard = Some(now);
             inner.forget(now);
@@ -108,6 +114,21 @@ mod tests {
         let contains = |part: &[u8]| packed.windows(part.len()).any(|window| window == part);
         assert!(contains(&key("last").hash().to_be_bytes()));
         assert!(contains(b"\r\n3000000\r\n"));
+    }
+
+    /// One node is away, and the others go on: what it may have lost must not make room for what they record.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_lost_node_may_need_is_kept_while_others_go_on() {
+        let recent = Recent::default();
+        let (before, after) =
+            (StoreKey::new("scope".into(), "before".into()), StoreKey::new("scope".into(), "after".into()));
+        let now = Instant::now();
+        let hour = Duration::from_secs(3600);
+        recent.heard(now, true, [(&before, None, hour)].into_iter());
+        let later = now + Duration::from_secs(1);
+        recent.heard(later, false, (0..LIMIT + 10).map(|_| (&after, None, hour)));
+        let inner = recent.lock();
+        assert_eq!((inner.completions.len(), inner.completions[0].key), (LIMIT, before.hash()));
     }
 
     #[tokio::test(start_paused = true)]

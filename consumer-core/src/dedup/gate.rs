@@ -16,8 +16,8 @@ pub struct Gate(Arc<Places>);
 #[derive(Debug)]
 struct Places {
     free: Semaphore,
-    /// Tells whenever somebody has the gate to himself.
-    alone: Notify,
+    /// Tells whenever somebody who waited has got a place.
+    placed: Notify,
 }
 
 /// What a message holds of the gate.
@@ -31,7 +31,7 @@ pub(crate) enum Pass {
 impl Gate {
     /// A gate of its own. Only for tests and for stacks that cannot crash each other.
     pub fn new() -> Self {
-        Self(Arc::new(Places { free: Semaphore::new(ALL as usize), alone: Notify::new() }))
+        Self(Arc::new(Places { free: Semaphore::new(ALL as usize), placed: Notify::new() }))
     }
 
     /// The gate of this process.
@@ -50,14 +50,14 @@ impl Gate {
         pass
     }
 
-    /// Resolves when somebody has got the gate to himself.
-    pub(super) fn alone(&self) -> Notified<'_> {
-        self.0.alone.notified()
+    /// Resolves when somebody who waited has got a place.
+    pub(super) fn placed(&self) -> Notified<'_> {
+        self.0.placed.notified()
     }
 
-    /// A suspect keeps its place where its other waits find it.
-    pub(super) fn is_alone(&self) {
-        self.0.alone.notify_waiters();
+    /// A message has put its place where its other waits find it.
+    pub(super) fn has_placed(&self) {
+        self.0.placed.notify_waiters();
     }
 
     /// A place beside others, if nobody has to be waited for.

@@ -83,7 +83,8 @@ pub enum OnOutage {
     #[default]
     Wait,
     /// Messages are handled without protection, which is counted: duplicates take effect again, also those of a message
-    /// that is being handled in this process. A store that is known to be down is not asked at all.
+    /// that is being handled in this process. A store that is known to be down is not asked at all, and a message whose
+    /// handler has succeeded does not wait for its record: that is made when the store comes back.
     Bypass,
 }
 

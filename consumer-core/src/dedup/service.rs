@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tower::Service;
 
 use super::{
@@ -22,6 +22,9 @@ use super::{
 use crate::{
     BoxError, Failure, FailureKind, Message, Outcome, failure::chain, message::wire, scope::answered,
 };
+
+/// How often a message whose record is on its way looks whether the store is away.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The service that [`DedupLayer`](super::DedupLayer) makes.
 ///
@@ -91,10 +94,22 @@ enum Turn {
     Over(Failure),
 }
 
+/// How a message begins.
+#[expect(clippy::large_enum_variant, reason = "one value in a future that is boxed as a whole")]
+enum Begun {
+    /// Its claim is granted. With a place in the gate the handler may be called; else what is inside said this when it
+    /// was asked whether it is ready.
+    Claimed(HeldClaim, Option<Poll<Result<(), Failure>>>),
+    Duplicate,
+    /// No key or no store, and the policy says to go on without a claim.
+    Unprotected,
+}
+
 /// The way of one message.
 ///
-/// One flat future, in which each thing lies once: all of it is moved into its box for every message. Whatever waits
-/// for others or asks more than once is rare and has a box of its own.
+/// One future that is moved into its box for every message, so what is needed only until the claim is granted lies in
+/// one of its own, in the place of what comes later. Whatever waits for others or asks more than once is rare and has a
+/// box of its own.
 #[expect(clippy::manual_async_fn, reason = "an async fn keeps each of its arguments twice")]
 fn handle<S, D>(
     shared: Arc<Shared<D>>,
@@ -107,73 +122,23 @@ where
 {
     async move {
         let this = &*shared;
-        let Some(mut request) = this.request(&message).map_err(|failure| this.unclaimed(failure))? else {
-            this.meter.keyless();
-            return Box::pin(this.unprotected(inner, message)).await;
+        let (held, not_begun) = match this.begin(&message, &mut inner).await? {
+            Begun::Claimed(held, not_begun) => (held, not_begun),
+            Begun::Duplicate => return Ok(Outcome::Duplicate),
+            Begun::Unprotected => return Box::pin(this.unprotected(inner, message)).await,
         };
-        this.register(&message);
-        if this.is_bypassed() {
-            this.meter.bypassed();
-            return Box::pin(this.unprotected(inner, message)).await;
-        }
-        let now = Instant::now();
-        let (asking, claim, sent) = 'granted: {
-            let asked = match this.registry.try_enter(&mut request, now) {
-                Some(ticket) => {
-                    let asking = Asking::new(ticket);
-                    let (reply, took) = answered(message.scope(), this.store.claim(request)).await;
-                    this.meter.claim_answered(took);
-                    match reply {
-                        Ok(ClaimReply::Claimed(claim)) if !this.is_too_slow(took) => {
-                            break 'granted (asking, claim, now);
-                        }
-                        Ok(ClaimReply::Completed | ClaimReply::Superseded) => {
-                            asking.answered();
-                            return Ok(Outcome::Duplicate);
-                        }
-                        reply => Box::pin(this.ask_again(asking, reply, now, took, &message)).await?,
-                    }
-                }
-                None => Box::pin(this.join(request, &message)).await?,
-            };
-            match asked {
-                Asked::Granted(asking, claim, sent) => (asking, claim, sent),
-                Asked::Duplicate => return Ok(Outcome::Duplicate),
-                Asked::Unprotected => return Box::pin(this.unprotected(inner, message)).await,
-            }
+        let turn = match not_begun {
+            None => Turn::Come,
+            Some(ready) => Box::pin(this.turn(&held, &mut inner, &message, ready)).await,
         };
-        if claim.suspect {
-            this.meter.suspect();
-        }
-        if claim.crashes >= this.config.max_crashes {
-            return Err(this.given_up(asking.granted(claim, sent, false).0));
-        }
-        // Permits of layers between this one and the retry layer come before the place in the gate: a suspect that
-        // has the gate to itself must not wait for a permit whose holder waits for the gate.
-        let ready = poll_fn(|cx| Poll::Ready(inner.poll_ready(cx))).await.map_err(Failure::from_error);
-        let enter = matches!(ready, Poll::Ready(Ok(()))) && !claim.suspect;
-        let (held, inside) = asking.granted(claim, sent, enter);
-        let turn = match inside {
-            true => Turn::Come,
-            false => Box::pin(this.turn(&held, &mut inner, &message, ready)).await,
-        };
-        let scope = message.scope().cloned();
         let failure = match turn {
             Turn::Over(failure) => return Err(failure),
             Turn::Failed(failure) => failure,
             // Granted after the stop: what has not begun does not begin any more.
             Turn::Come if message.is_cancelled() => return Err(handed_back()),
             Turn::Come => {
-                let claim = held.claim();
-                if claim.attempts > 0 {
-                    message.count_retry();
-                }
-                let message = message
-                    .with_attempt(claim.attempts.saturating_add(1))
-                    .with_epoch(claim.epoch)
-                    .with_claim(held.handle());
                 let called = {
-                    let mut running = pin!(inner.call(message));
+                    let mut running = pin!(inner.call(this.inside(&message, &held)));
                     let called = poll_fn(|cx| held.poll_run(running.as_mut(), cx)).await;
                     called.map(|called| called.map(Into::into).map_err(Failure::from_error))
                 };
@@ -182,9 +147,15 @@ where
                         // The effect has happened: whatever becomes of the record, the handler must not run again.
                         let resolution = resolution_of(outcome, &held);
                         let recording = held.resolve(&this.store, resolution, this.config.retention);
-                        let (settled, took) = answered(scope.as_ref(), recording).await;
-                        this.meter.complete_answered(took);
-                        this.recorded(settled);
+                        let recording = answered(message.scope(), recording);
+                        let recorded = match this.config.on_outage {
+                            OnOutage::Wait => Some(recording.await),
+                            OnOutage::Bypass => Box::pin(this.unless_away(recording)).await,
+                        };
+                        if let Some((settled, took)) = recorded {
+                            this.meter.complete_answered(took);
+                            this.recorded(settled);
+                        }
                         return Ok(outcome);
                     }
                     Ok(Err(failure)) => failure,
@@ -192,11 +163,91 @@ where
                 }
             }
         };
-        Err(this.failed(held, failure.or_handed_back(scope.is_some_and(|scope| scope.is_cancelled()))))
+        Err(this.failed(held, failure.or_handed_back(message.is_cancelled())))
     }
 }
 
 impl<D: DedupStore> Shared<D> {
+    /// Asks the store for the message's claim, and takes its place in the gate if it can have one at once.
+    async fn begin<S>(&self, message: &Message, inner: &mut S) -> Result<Begun, Failure>
+    where
+        S: Service<Message, Error: Into<BoxError>> + Send,
+    {
+        let Some(mut request) = self.request(message).map_err(|failure| self.unclaimed(failure))? else {
+            self.meter.keyless();
+            return Ok(Begun::Unprotected);
+        };
+        self.register(message);
+        if self.is_bypassed() {
+            self.meter.bypassed();
+            return Ok(Begun::Unprotected);
+        }
+        let now = Instant::now();
+        let asked = match self.registry.try_enter(&mut request, now) {
+            Some(ticket) => {
+                let asking = Asking::new(ticket);
+                let (reply, took) = answered(message.scope(), self.store.claim(request)).await;
+                self.meter.claim_answered(took);
+                match reply {
+                    Ok(ClaimReply::Claimed(claim)) if !self.is_too_slow(took) => {
+                        Asked::Granted(asking, claim, now)
+                    }
+                    Ok(ClaimReply::Completed | ClaimReply::Superseded) => {
+                        asking.answered();
+                        Asked::Duplicate
+                    }
+                    reply => Box::pin(self.ask_again(asking, reply, now, took, message)).await?,
+                }
+            }
+            None => Box::pin(self.join(request, message)).await?,
+        };
+        let (asking, claim, sent) = match asked {
+            Asked::Granted(asking, claim, sent) => (asking, claim, sent),
+            Asked::Duplicate => return Ok(Begun::Duplicate),
+            Asked::Unprotected => return Ok(Begun::Unprotected),
+        };
+        if claim.suspect {
+            self.meter.suspect();
+        }
+        if claim.crashes >= self.config.max_crashes {
+            return Err(self.given_up(asking.granted(claim, sent, false).0));
+        }
+        // Permits of layers between this one and the retry layer come before the place in the gate: a suspect that
+        // has the gate to itself must not wait for a permit whose holder waits for the gate.
+        let ready = poll_fn(|cx| Poll::Ready(inner.poll_ready(cx))).await.map_err(Failure::from_error);
+        let enter = matches!(ready, Poll::Ready(Ok(()))) && !claim.suspect;
+        let (held, inside) = asking.granted(claim, sent, enter);
+        Ok(Begun::Claimed(held, (!inside).then_some(ready)))
+    }
+
+    /// Waits for the record of what has happened, unless the store is away and the policy says to go on without it. Then
+    /// the record is made when the store comes back, or is lost with this process.
+    async fn unless_away<F: Future>(&self, recording: F) -> Option<F::Output> {
+        let mut recording = pin!(recording);
+        loop {
+            if let Ok(recorded) = timeout(LOOK, recording.as_mut()).await {
+                return Some(recorded);
+            }
+            if self.is_bypassed() {
+                self.meter.bypassed();
+                return None;
+            }
+        }
+    }
+
+    /// The message as the handler gets it.
+    fn inside(&self, message: &Message, held: &HeldClaim) -> Message {
+        let claim = held.claim();
+        if claim.attempts > 0 {
+            message.count_retry();
+        }
+        message
+            .clone()
+            .with_attempt(claim.attempts.saturating_add(1))
+            .with_epoch(claim.epoch)
+            .with_claim(held.handle())
+    }
+
     /// None for a message without a key, if such are handled.
     fn request(&self, message: &Message) -> Result<Option<ClaimRequest>, Failure> {
         let Some(key) = self.key_of(message)? else { return Ok(None) };

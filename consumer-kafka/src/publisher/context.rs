@@ -196,6 +196,9 @@ impl Reports {
             Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition) => {
                 PublishError::unroutable(format!("the topic `{target}` does not exist at kafka {brokers}"))
             }
+            Some(Code::InvalidTopic) => PublishError::unroutable(format!(
+                "`{target}` cannot be the name of a topic at kafka {brokers}"
+            )),
             Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge) => {
                 PublishError::too_large(format!("the message is too large for {place}: {error}"))
             }
@@ -211,8 +214,7 @@ impl Reports {
                 }
             }
             Some(
-                Code::InvalidTopic
-                | Code::InvalidRecord
+                Code::InvalidRecord
                 | Code::InvalidMessage
                 | Code::PolicyViolation
                 | Code::InvalidArgument

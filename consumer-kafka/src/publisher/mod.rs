@@ -102,7 +102,11 @@ impl Running {
     fn start(connection: &Connection, config: &ClientConfig) -> Result<Self, KafkaError> {
         let kilobytes = connection.number("queue.buffering.max.kbytes").unwrap_or(QUEUE);
         let limits = Limits {
-            patience: connection.number("delivery.timeout.ms").map_or(DELIVERY, Duration::from_millis),
+            patience: match connection.number("delivery.timeout.ms") {
+                // The driver's word for no limit.
+                Some(0) => Duration::MAX,
+                limit => limit.map_or(DELIVERY, Duration::from_millis),
+            },
             bytes: usize::try_from(kilobytes.saturating_mul(1024)).unwrap_or(usize::MAX),
         };
         let reports = Reports::new(connection.brokers(), limits);

@@ -89,9 +89,9 @@ impl ClaimHandle {
         let gate = &self.registry.gate;
         let mut entering = pin!(gate.enter(alone));
         let pass = loop {
-            // Another wait of the same message may come first: a message has one place, and a suspect that has all of
-            // them must not wait for one more.
-            let mut taken = pin!(gate.alone());
+            // Another wait of the same message may come first: a message has one place, and must not wait for one more,
+            // behind a suspect that waits for the one it has.
+            let mut taken = pin!(gate.placed());
             taken.as_mut().enable();
             if self.with(|entry| entry.pass).ok_or(LostClaim)? != Pass::Outside {
                 return Ok(());
@@ -107,12 +107,12 @@ impl ClaimHandle {
             _ => (pass, entry.lost),
         });
         let (spare, lost) = placed.unwrap_or((pass, true));
+        gate.has_placed();
         gate.leave(spare);
         if lost {
             return Err(LostClaim);
         }
         if alone {
-            gate.is_alone();
             self.announce_alone().await?;
         }
         Ok(())

@@ -147,9 +147,17 @@ impl Drop for Hold {
             None => Resolution::Returned { attempts },
         };
         let registry = &ticket.registry;
-        // Enqueued by the call; nobody waits for the answer.
-        drop(registry.store.resolve(claim, resolution, registry.retention));
-        drop(Settling(Some(ticket)));
+        // Enqueued by the call. The entry goes with the answer to this and not to all that is enqueued: a part of the
+        // store may be away for long.
+        let answer = registry.store.resolve(claim, resolution, registry.retention);
+        ticket.leave_gate();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                // An error changes nothing here: the claim then ends with its lease.
+                let _ = answer.await;
+                drop(ticket);
+            });
+        }
     }
 }
 

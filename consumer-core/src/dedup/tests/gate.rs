@@ -251,6 +251,36 @@ async fn two_waits_of_a_suspect_do_not_wait_for_each_other() {
     process.assert_empty();
 }
 
+/// The second wait queues behind a suspect, which waits for the place that the first one has got.
+#[tokio::test(start_paused = true)]
+async fn two_waits_of_a_message_do_not_wait_for_each_other_around_a_suspect() {
+    let store = Spy::new();
+    for suspect in ["suspect-0", "suspect-1"] {
+        dies_with(&store.memory, suspect, 9, Mode::Normal).await;
+    }
+    let process = process(&store, 1, |message| {
+        Box::pin(async move {
+            if message.id().unwrap() == "ordinary" {
+                let waits = [2, 4].map(|n| message.while_waiting(sleep(n * SECOND)));
+                futures_util::future::join_all(waits).await;
+            } else {
+                sleep(10 * SECOND).await;
+            }
+            Ok(())
+        })
+    });
+    let ordinary = process.spawn(message("ordinary"));
+    sleep(SECOND).await;
+    let first = process.spawn(message("suspect-0"));
+    sleep(2 * SECOND).await;
+    let second = process.spawn(message("suspect-1"));
+    for call in [first, ordinary, second] {
+        let done = tokio::time::timeout(60 * SECOND, call).await;
+        assert_eq!(done.expect("they wait for each other").unwrap().unwrap(), Outcome::Processed);
+    }
+    process.assert_empty();
+}
+
 #[tokio::test(start_paused = true)]
 async fn fm37_a_suspect_that_was_taken_over_while_it_waited_does_not_go_on() {
     let (store, effects) = (Spy::new(), Count::default());

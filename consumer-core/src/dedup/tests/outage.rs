@@ -208,6 +208,27 @@ async fn bypass_asks_nothing_of_a_store_that_is_down_and_keeps_no_key_to_itself(
     assert_eq!(dedup.oneshot(message("a")).await.unwrap(), Outcome::Processed);
 }
 
+/// What was claimed before the outage does not wait for its end either, and is recorded then.
+#[tokio::test(start_paused = true)]
+async fn bypass_does_not_wait_for_the_record_of_what_was_claimed_before() {
+    let store = Spy::new();
+    let layer = DedupLayer::new(store.clone(), "c").on_outage(OnOutage::Bypass).as_process(1, Gate::new());
+    let dedup = layer.layer(service_fn({
+        let store = store.clone();
+        move |_| {
+            store.memory.set_down(true);
+            ok()
+        }
+    }));
+    let handled = tokio::time::timeout(5 * SECOND, dedup.clone().oneshot(message("a"))).await;
+    assert_eq!(handled.expect("it waits for the store").unwrap(), Outcome::Processed);
+    sleep(60 * SECOND).await;
+    store.memory.set_down(false);
+    sleep(5 * SECOND).await;
+    assert!(matches!(store.state("a"), State::Completed { .. }), "{:?}", store.state("a"));
+    assert_eq!(dedup.oneshot(message("a")).await.unwrap(), Outcome::Duplicate);
+}
+
 /// The run must not end before a claim whose answer nobody waited for is on its way back.
 #[tokio::test(start_paused = true)]
 async fn fm25_a_flush_waits_for_a_claim_that_is_to_be_handed_back() {

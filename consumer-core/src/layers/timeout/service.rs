@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -55,9 +55,8 @@ pin_project! {
         // None once timed out: the call is dropped before anybody hears of it.
         #[pin]
         call: Option<F>,
-        // Made at the first pending poll: a timer costs more than all layers together.
-        #[pin]
-        sleep: Option<Sleep>,
+        // Made at the first pending poll: a timer costs more than all layers together, in time and in place.
+        sleep: Option<Pin<Box<Sleep>>>,
         timeout: Duration,
     }
 }
@@ -76,16 +75,10 @@ where
         {
             return Poll::Ready(result.map_err(Failure::from_error));
         }
-        if this.sleep.is_none() {
-            this.sleep.set(Some(sleep(*this.timeout)));
-        }
-        match this.sleep.as_mut().as_pin_mut().map(|sleep| sleep.poll(cx)) {
-            Some(Poll::Ready(())) => {
-                this.call.set(None);
-                Poll::Ready(Err(Failure::transient(TimedOut(*this.timeout))))
-            }
-            _ => Poll::Pending,
-        }
+        let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep(*this.timeout)));
+        ready!(sleep.as_mut().poll(cx));
+        this.call.set(None);
+        Poll::Ready(Err(Failure::transient(TimedOut(*this.timeout))))
     }
 }
 
