@@ -27,7 +27,7 @@ pub use message::{Defect, HeaderName, Headers, Message, MessageBuilder, Origin};
 pub use pipeline::Pipeline;
 pub use publisher::{DynPublisher, Outgoing, PublishError, Publisher};
 pub use runtime::{Consumer, Report};
-pub use source::{BoxSource, Delivery, Event, Settlement, Source, SourceError, Tag};
+pub use source::{BoxSource, Delivery, Demand, Event, Settlement, Source, SourceError, Tag};
 pub use time::WallClock;
 
 /// Any error, boxed: what tower layers pass on.

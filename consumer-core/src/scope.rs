@@ -13,8 +13,8 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use crate::{BoxError, Failure, Message, dedup::Registry};
@@ -201,7 +201,7 @@ impl<F: Future> Future for Answered<'_, F> {
 /// has the gate to itself must not wait for a permit whose holder waits for the gate.
 pub(crate) struct Queued {
     _waiting: Waiting,
-    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
+    cancelled: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 /// Polls a service until it is ready for the message; `None` when that was cancelled meanwhile. What has to be waited
@@ -220,7 +220,7 @@ pub(crate) fn poll_ready_or_cancelled<S: Service<Message>>(
         return Poll::Ready(Some(ready));
     }
     if queued.is_none() {
-        let mut cancelled = Box::pin(message.cancellation().clone().cancelled_owned());
+        let mut cancelled: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(message.to_be_handed_back());
         if cancelled.as_mut().poll(cx).is_ready() {
             return Poll::Ready(None);
         }
@@ -241,6 +241,30 @@ impl Message {
     /// As its cancellation says, at the cost of one atomic load.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.scope().is_some_and(|scope| scope.is_cancelled())
+    }
+
+    /// Whether it has been held for as long as its broker lets it be held.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.hold_until().is_some_and(|until| until <= Instant::now())
+    }
+
+    /// Resolves when what waits has to hand the message back.
+    fn to_be_handed_back(&self) -> impl Future<Output = ()> + Send + use<> {
+        let token = self.cancellation().clone();
+        // Boxed, since only some brokers ask for it and this future lies in that of every message that waits.
+        let overdue = self.hold_until().map(|until| Box::pin(sleep_until(until)));
+        async move {
+            match overdue {
+                None => token.cancelled().await,
+                Some(overdue) => {
+                    tokio::select! {
+                        biased;
+                        () = token.cancelled() => {}
+                        () = overdue => {}
+                    }
+                }
+            }
+        }
     }
 
     /// Counts a call after the first for the run's report.
@@ -271,13 +295,14 @@ impl Message {
         output
     }
 
-    /// Like [`while_waiting`](Self::while_waiting), given up when the message is cancelled: then `None`, and the
-    /// message has to be handed back, for it has no place among those that execute.
+    /// Like [`while_waiting`](Self::while_waiting), given up when the message is cancelled or was held for as long as its
+    /// broker lets it be ([`hold_until`](Self::hold_until)): then `None`, and the message has to be handed back, for it
+    /// has no place among those that execute.
     pub async fn wait_or_cancelled<F: Future>(&self, wait: F) -> Option<F::Output> {
-        let token = self.cancellation().clone();
+        let handed_back = self.to_be_handed_back();
         tokio::select! {
             biased;
-            () = token.cancelled() => None,
+            () = handed_back => None,
             output = self.while_waiting(wait) => Some(output),
         }
     }

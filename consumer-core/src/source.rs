@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{BoxError, Message};
+use crate::{BoxError, Message, runtime::Ordering};
 
 /// Names a delivery for settling. Only the runtime holds tags; layers never see one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,12 +47,14 @@ pub enum Event {
     Connected,
     /// The connection is gone; the source comes back by itself. Until [`Event::Connected`], no idle time runs.
     Disconnected,
-    /// The scope ends: its partition was revoked or its channel is gone. The runtime asks what runs in it to stop,
+    /// The scope ends: its partition was revoked or its channel is gone. The runtime asks what waits in it to stop,
     /// settles what finishes within `within` and drops the rest, then calls [`Source::release`].
     Closing {
         /// The scope that ends.
         scope: u64,
-        /// How long what runs may still finish; zero when settling can no longer reach the broker.
+        /// How long what runs may still finish: zero where another owner is to go on at once, and as long as it takes
+        /// (`Duration::MAX`) where only the connection is gone. Then the effect that has begun is completed in the
+        /// store, and the message that comes again is recognised as a duplicate.
         within: Duration,
     },
     /// An earlier settlement did not reach the broker: the message will be delivered again.
@@ -62,6 +64,30 @@ pub enum Event {
     },
     /// The source is exhausted: no delivery follows.
     End,
+}
+
+/// What a run asks of its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Demand {
+    /// How many deliveries are held at once.
+    pub max_in_flight: usize,
+    /// Which deliveries run one after another.
+    pub ordering: Ordering,
+}
+
+impl Demand {
+    /// Up to `max_in_flight` deliveries, in no order.
+    pub fn new(max_in_flight: usize) -> Self {
+        Self { max_in_flight, ordering: Ordering::None }
+    }
+
+    /// With an order.
+    #[must_use]
+    pub fn ordered(mut self, ordering: Ordering) -> Self {
+        self.ordering = ordering;
+        self
+    }
 }
 
 /// Where deliveries come from. The runtime owns it by value and polls it from one task.
@@ -74,6 +100,15 @@ pub enum Event {
 /// - A settlement for a scope that has ended changes nothing.
 /// - Within a partition (or queue), deliveries come in the order of the log.
 pub trait Source: Send + 'static {
+    /// Told once, before the first poll, what the run asks for.
+    ///
+    /// # Errors
+    /// When the source cannot give it, such as an order where several consumers share a queue.
+    fn configure(&mut self, demand: Demand) -> Result<(), SourceError> {
+        let _ = demand;
+        Ok(())
+    }
+
     /// Pushes at most `room` deliveries to `out`, or reports another event.
     ///
     /// # Errors
@@ -111,6 +146,10 @@ pub trait Source: Send + 'static {
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {
+    fn configure(&mut self, demand: Demand) -> Result<(), SourceError> {
+        (**self).configure(demand)
+    }
+
     fn poll_event(
         &mut self,
         cx: &mut Context<'_>,

@@ -8,6 +8,7 @@ pub mod wire;
 use std::{any::Any, fmt, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use headers::{HeaderName, Headers};
@@ -50,6 +51,7 @@ struct Parts {
     origin: Origin,
     defect: Option<Defect>,
     native: Option<Arc<dyn Any + Send + Sync>>,
+    hold_until: Option<Instant>,
     /// Here as long as no clone existed when it was set: then clones share it without a count of its own.
     scope: Option<Arc<Scope>>,
 }
@@ -110,6 +112,12 @@ impl Message {
     /// The escape hatch: a value that the adapter attached, under the type its documentation names.
     pub fn native<T: 'static>(&self) -> Option<&T> {
         self.parts.native.as_deref().and_then(|native| native.downcast_ref())
+    }
+
+    /// How long the message may be held without executing, where the broker bounds that. Layers that wait heed it: then
+    /// they hand the message back.
+    pub fn hold_until(&self) -> Option<Instant> {
+        self.parts.hold_until
     }
 
     /// The number of this attempt, from 1. It counts failed calls over all processes when a dedup layer is in the
@@ -256,6 +264,7 @@ pub struct MessageBuilder {
     origin: Option<Origin>,
     defect: Option<Defect>,
     native: Option<Arc<dyn Any + Send + Sync>>,
+    hold_until: Option<Instant>,
 }
 
 impl MessageBuilder {
@@ -307,6 +316,13 @@ impl MessageBuilder {
         self
     }
 
+    /// For adapters: sets how long the message may be held without executing. What waits longer is handed back, which
+    /// lets later messages of its lane pass: a source that was asked for an order sets none.
+    pub fn hold_until(mut self, until: Instant) -> Self {
+        self.hold_until = Some(until);
+        self
+    }
+
     /// For adapters: marks the message as undecodable.
     pub fn defect(mut self, defect: Defect) -> Self {
         self.defect = Some(defect);
@@ -332,6 +348,7 @@ impl MessageBuilder {
             origin: self.origin.unwrap_or(Origin::Local),
             defect: self.defect,
             native: self.native,
+            hold_until: self.hold_until,
             scope: None,
         };
         Message {

@@ -26,7 +26,8 @@ use super::{
     scopes::Scopes,
 };
 use crate::{
-    Delivery, Event, Failure, Settlement, Source, SourceError, Tag, failure::chain, scope::Run, time::LONGEST,
+    Delivery, Demand, Event, Failure, Settlement, Source, SourceError, Tag, failure::chain, scope::Run,
+    time::LONGEST,
 };
 
 /// How long a dropped task may take to be gone; one that blocks its thread never is.
@@ -118,6 +119,11 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
     }
 
     pub(super) async fn run(mut self) -> Result<Report, RunError> {
+        let demand = Demand::new(self.config.max_in_flight).ordered(self.config.ordering);
+        if let Err(error) = self.source.configure(demand) {
+            self.begin_stop(Some(error));
+            self.ended = true;
+        }
         poll_fn(|cx| self.poll_drained(cx)).await;
         // All that follows has one bound together, and what the drop took is part of it.
         let now = Instant::now();

@@ -48,7 +48,7 @@ pub(super) async fn present<S: Stack>(mut stack: S, place: Place, again: Again, 
         presentations += 1;
         let Some(original) = place.message().cloned() else { return };
         message = original;
-        if message.cancellation().is_cancelled() {
+        if message.cancellation().is_cancelled() || (failure.is_cancelled() && message.is_overdue()) {
             return place.finish(Ending::Returned);
         }
         failures += u32::from(!failure.is_cancelled());

@@ -208,8 +208,7 @@ async fn hold_unsendable(outgoing: &Outgoing, message: &Message, error: &Publish
     );
     #[cfg(feature = "metrics")]
     count(names::DEAD_LETTER_STUCK, outgoing);
-    let cancelled = message.cancellation().clone();
-    message.while_waiting(cancelled.cancelled()).await;
+    message.wait_or_cancelled(std::future::pending::<()>()).await;
     Failure::cancelled("handed back: its dead letter is too large for the target")
 }
 

@@ -1,0 +1,251 @@
+//! Makes sure that queues and exchanges are there, and are what was asked for.
+//!
+//! Whatever already exists is not changed: it is looked for passively, then declared with our arguments on a channel of
+//! its own. Where they differ, the broker refuses, closes that channel and names the first difference. Asked again with
+//! that property as it is, it names the next.
+
+use lapin::{
+    Channel,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+
+use crate::{
+    error::{AmqpError, Kind, said},
+    mismatch::Mismatch,
+    topology::{Binding, Exchange, ExchangeKind, Queue, TYPE},
+};
+
+/// What may be done about the topology.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Policy {
+    /// Nothing is declared.
+    pub(crate) check_only: bool,
+    /// A queue that differs is taken, with a warning.
+    pub(crate) accept_foreign: bool,
+}
+
+const PASSIVE: QueueDeclareOptions = options(true);
+const ACTIVE: QueueDeclareOptions = options(false);
+/// More properties than a queue has.
+const DIFFERENCES: usize = 20;
+
+const fn options(passive: bool) -> QueueDeclareOptions {
+    QueueDeclareOptions { passive, durable: true, exclusive: false, auto_delete: false, nowait: false }
+}
+
+/// The queue, its dead-letter queue, its exchanges and its bindings. Tells whether the queue was created.
+///
+/// # Errors
+/// With `is_missing()` or `is_mismatch()`, naming both sides.
+pub(crate) async fn queue(
+    connection: &lapin::Connection,
+    queue: &Queue,
+    policy: Policy,
+) -> Result<bool, AmqpError> {
+    if let Some(dead) = queue.dead_letter_queue() {
+        let dead = Queue::dead_letters(dead);
+        if depth(connection, &dead.name).await?.is_none() {
+            if policy.check_only {
+                return Err(missing("dead-letter queue", &dead.name));
+            }
+            create(connection, &dead).await?;
+        }
+    }
+    let mut created = false;
+    if depth(connection, &queue.name).await?.is_none() {
+        if policy.check_only {
+            return Err(missing("queue", &queue.name));
+        }
+        created = create(connection, queue).await?;
+    }
+    if !created {
+        judge(queue, &probe(connection, queue).await?, policy)?;
+    }
+    for Binding { exchange: from, routing_key } in &queue.bindings {
+        exchange(connection, from, policy.check_only).await?;
+        if !policy.check_only {
+            bind(connection, &queue.name, from, routing_key).await?;
+        }
+    }
+    Ok(created)
+}
+
+fn missing(what: &str, name: &str) -> AmqpError {
+    AmqpError::new(Kind::Missing, format!("the {what} `{name}` does not exist, and is only to be checked"))
+}
+
+/// How many messages are ready in a queue; `None` where there is no such queue.
+pub(crate) async fn depth(connection: &lapin::Connection, name: &str) -> Result<Option<u64>, AmqpError> {
+    let what = format!("the queue `{name}` cannot be looked at");
+    let declared =
+        channel(connection).await?.queue_declare(name.into(), PASSIVE, FieldTable::default()).await;
+    match declared.map_err(|error| AmqpError::driver(what, error)) {
+        Ok(queue) => Ok(Some(queue.message_count().into())),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// False where somebody else was faster.
+async fn create(connection: &lapin::Connection, queue: &Queue) -> Result<bool, AmqpError> {
+    let name = &queue.name;
+    let declared =
+        channel(connection).await?.queue_declare(name.as_str().into(), ACTIVE, queue.arguments()).await;
+    match declared {
+        Ok(_) => {
+            tracing::info!(queue = %name, "created the queue");
+            Ok(true)
+        }
+        Err(error) if said(&error).is_some_and(|text| Mismatch::parse(&text).is_some()) => Ok(false),
+        Err(error) => Err(AmqpError::driver(format!("the queue `{name}` cannot be declared"), error)),
+    }
+}
+
+/// All differences, as far as the broker tells them.
+async fn probe(connection: &lapin::Connection, queue: &Queue) -> Result<Vec<Mismatch>, AmqpError> {
+    let name = &queue.name;
+    let mut found: Vec<Mismatch> = Vec::new();
+    let mut options = ACTIVE;
+    let mut arguments = queue.arguments();
+    while found.len() < DIFFERENCES {
+        let declared =
+            channel(connection).await?.queue_declare(name.as_str().into(), options, arguments.clone()).await;
+        let Err(error) = declared else { break };
+        let Some(text) = said(&error) else {
+            return Err(AmqpError::driver(format!("the queue `{name}` cannot be looked at"), error));
+        };
+        let Some(mismatch) = Mismatch::parse(&text) else {
+            let error = AmqpError::driver(format!("the queue `{name}` cannot be compared"), error);
+            if !error.is_denied() {
+                return Err(error);
+            }
+            // Declaring needs the right to configure, consuming does not.
+            tracing::warn!(queue = %name, "the user may not configure the queue: its properties are not compared");
+            break;
+        };
+        let understood = match (mismatch.current_flag(), &*mismatch.property, mismatch.current()) {
+            (Some(flag), "durable", _) => {
+                options.durable = flag;
+                true
+            }
+            (Some(flag), "auto_delete", _) => {
+                options.auto_delete = flag;
+                true
+            }
+            (_, name, Some(value)) => {
+                arguments = with(&arguments, name, value);
+                true
+            }
+            _ => false,
+        };
+        let again = found.iter().any(|known| known.property == mismatch.property);
+        found.push(mismatch);
+        if !understood || again {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// A classic queue is often declared without naming its type.
+fn is_the_same(mismatch: &Mismatch, queue: &Queue) -> bool {
+    mismatch.property == TYPE && !queue.is_quorum() && mismatch.current() == Some(None)
+}
+
+fn with(arguments: &FieldTable, name: &str, value: Option<AMQPValue>) -> FieldTable {
+    let mut changed = arguments.inner().clone();
+    changed.retain(|known, _| known.as_str() != name);
+    if let Some(value) = value {
+        changed.insert(name.into(), value);
+    }
+    changed.into()
+}
+
+fn judge(queue: &Queue, found: &[Mismatch], policy: Policy) -> Result<(), AmqpError> {
+    let name = &queue.name;
+    let found: Vec<&Mismatch> = found.iter().filter(|mismatch| !is_the_same(mismatch, queue)).collect();
+    let refused =
+        |mismatch: &&&Mismatch| mismatch.breaks_order() || (mismatch.is_serious() && !policy.accept_foreign);
+    if found.iter().any(|mismatch| refused(&mismatch)) {
+        let all: Vec<_> = found.iter().map(ToString::to_string).collect();
+        return Err(AmqpError::new(
+            Kind::Mismatch,
+            format!(
+                "the queue `{name}` exists and is another one: {}; delete it, ask for what it is, or accept it as foreign",
+                all.join("; ")
+            ),
+        ));
+    }
+    for mismatch in found {
+        tracing::warn!(queue = %name, "the queue is not as asked for: {mismatch}");
+    }
+    Ok(())
+}
+
+/// The exchange.
+pub(crate) async fn exchange(
+    connection: &lapin::Connection,
+    exchange: &Exchange,
+    check_only: bool,
+) -> Result<(), AmqpError> {
+    let name = &exchange.name;
+    let kind = match exchange.kind {
+        ExchangeKind::Direct => lapin::ExchangeKind::Direct,
+        ExchangeKind::Fanout => lapin::ExchangeKind::Fanout,
+        ExchangeKind::Topic => lapin::ExchangeKind::Topic,
+    };
+    let options = ExchangeDeclareOptions {
+        passive: check_only,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        nowait: false,
+    };
+    let declared = channel(connection)
+        .await?
+        .exchange_declare(name.as_str().into(), kind, options, FieldTable::default())
+        .await;
+    declared.map_err(|error| {
+        let mismatch = said(&error).and_then(|text| Mismatch::parse(&text));
+        match mismatch {
+            Some(mismatch) => AmqpError::new(
+                Kind::Mismatch,
+                format!("the exchange `{name}` exists and is another one: {mismatch}"),
+            ),
+            None => AmqpError::driver(format!("the exchange `{name}` cannot be declared"), error),
+        }
+    })
+}
+
+async fn bind(
+    connection: &lapin::Connection,
+    queue: &str,
+    exchange: &Exchange,
+    routing_key: &str,
+) -> Result<(), AmqpError> {
+    let bound = channel(connection)
+        .await?
+        .queue_bind(
+            queue.into(),
+            exchange.name.as_str().into(),
+            routing_key.into(),
+            QueueBindOptions { nowait: false },
+            FieldTable::default(),
+        )
+        .await;
+    bound.map_err(|error| {
+        AmqpError::driver(
+            format!("the queue `{queue}` cannot be bound to the exchange `{}`", exchange.name),
+            error,
+        )
+    })
+}
+
+/// A channel to throw away: what the broker refuses closes it.
+async fn channel(connection: &lapin::Connection) -> Result<Channel, AmqpError> {
+    connection
+        .create_channel()
+        .await
+        .map_err(|error| AmqpError::driver("rabbitmq does not open a channel", error))
+}
