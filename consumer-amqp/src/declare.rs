@@ -243,7 +243,7 @@ async fn bind(
 }
 
 /// A channel to throw away: what the broker refuses closes it.
-async fn channel(connection: &lapin::Connection) -> Result<Channel, AmqpError> {
+pub(crate) async fn channel(connection: &lapin::Connection) -> Result<Channel, AmqpError> {
     connection
         .create_channel()
         .await

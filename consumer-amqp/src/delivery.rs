@@ -19,7 +19,7 @@ use lapin::{
 use tokio::time::Instant;
 
 /// Set by quorum queues on a message that comes again; not part of the message.
-const DELIVERY_COUNT: &str = "x-delivery-count";
+pub(crate) const DELIVERY_COUNT: &str = "x-delivery-count";
 /// As which header the property `correlation_id` is shown, and the header that becomes that property.
 pub(crate) const CORRELATION_ID: &str = "correlation-id";
 /// The same for `content_type`.

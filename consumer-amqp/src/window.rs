@@ -80,11 +80,6 @@ impl Window {
         Some((tag, slot.message.clone()?))
     }
 
-    /// Whether there is something to hand over.
-    pub(crate) fn has_more(&self) -> bool {
-        !self.returned.is_empty() || self.waiting() > 0
-    }
-
     /// How many were received and never handed over.
     pub(crate) fn waiting(&self) -> usize {
         (self.first + self.slots.len() as u64 - self.next) as usize
@@ -127,6 +122,11 @@ impl Window {
         self.slots.iter().find(open).map(|slot| slot.since)
     }
 
+    /// When the oldest one was received that is not with the runtime.
+    pub(crate) fn oldest_waiting(&self) -> Option<Instant> {
+        self.slots.iter().find(|slot| slot.state == State::Waiting).map(|slot| slot.since)
+    }
+
     /// The one ack for all that are done from the oldest on.
     pub(crate) fn leading(&mut self) -> Option<Ack> {
         let mut ack: Option<Ack> = None;
@@ -163,12 +163,6 @@ impl Window {
             Ack { from: tag, tag, multiple: false }
         })
         .collect()
-    }
-
-    /// The tags that are done and not told.
-    pub(crate) fn untold(&self) -> impl Iterator<Item = u64> {
-        let done = self.slots.iter().zip(self.first..).filter(|(slot, _)| slot.state == State::Done);
-        done.map(|(_, tag)| tag)
     }
 
     fn slot(&mut self, tag: u64) -> Option<&mut Slot> {

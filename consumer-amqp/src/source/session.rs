@@ -1,0 +1,326 @@
+//! One connection with its channel and its consumer, from the first delivery to the loss of it.
+//!
+//! Delivery tags belong to the channel. So all that is known of them lives and ends with the session, and a tag of an
+//! earlier one can never be named to the broker.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use consumer_core::{Delivery, Settlement, Tag};
+use futures_util::StreamExt;
+use lapin::{
+    Channel, Consumer,
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+        BasicRejectOptions,
+    },
+    types::FieldTable,
+};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{builder::Options, depth::Depth, hold::Hold};
+use crate::{
+    declare,
+    delivery::Reader,
+    error::{AmqpError, Kind},
+    window::{Ack, Window},
+};
+
+/// How long acks wait for the gap before them to close.
+const GAP: Duration = Duration::from_millis(10);
+const OK: u16 = 200;
+
+pub(super) type Written = Pin<Box<dyn Future<Output = Result<(), lapin::Error>> + Send>>;
+
+pub(super) struct Session {
+    // Dropped in this order: the consumer before its channel, the channel before its connection.
+    consumer: Consumer,
+    channel: Channel,
+    connection: lapin::Connection,
+    pub(super) scope: u64,
+    pub(super) since: Instant,
+    prefetch: u16,
+    window: Window,
+    reader: Reader,
+    hold: Hold,
+    depth: Depth,
+    /// Handed to the driver, and not known to be written to the connection.
+    sent: VecDeque<Sent>,
+    gap: Pin<Box<Sleep>>,
+}
+
+struct Sent {
+    ack: Ack,
+    written: Written,
+}
+
+/// What a lost session leaves behind.
+pub(super) struct Lost {
+    pub(super) scope: u64,
+    /// Acked by the runtime, and the broker was not told.
+    pub(super) unsettled: Vec<Tag>,
+}
+
+impl Session {
+    /// Connects, sees to the topology, and consumes.
+    pub(super) async fn open(options: &Options, prefetch: u16, hold: Hold) -> Result<Self, AmqpError> {
+        /// Unique in the process: a scope that has ended never comes back.
+        static SCOPE: AtomicU64 = AtomicU64::new(1);
+
+        let connection = options.connection.connect("source").await?;
+        declare::queue(&connection, &options.queue, options.policy).await?;
+        let queue = options.queue.name();
+        let channel = declare::channel(&connection).await?;
+        let wrong = |what: &str, error| AmqpError::driver(format!("{what} the queue `{queue}`"), error);
+        channel
+            .basic_qos(prefetch, BasicQosOptions { global: false })
+            .await
+            .map_err(|error| wrong("the prefetch cannot be set for", error))?;
+        let how = BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
+        let consumer = channel
+            .basic_consume(queue.into(), "".into(), how, FieldTable::default())
+            .await
+            .map_err(|error| wrong("rabbitmq does not let us consume from", error))?;
+        let now = Instant::now();
+        Ok(Self {
+            consumer,
+            scope: SCOPE.fetch_add(1, Ordering::Relaxed),
+            since: now,
+            prefetch,
+            window: Window::new(),
+            reader: Reader::new(queue),
+            hold,
+            depth: Depth::new(channel.clone(), queue),
+            channel,
+            connection,
+            sent: VecDeque::new(),
+            gap: Box::pin(sleep_until(now)),
+        })
+    }
+
+    /// Takes what has come, tells what is done, and hands over at most `room`. Ready when something was handed over.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+        out: &mut Vec<Delivery>,
+    ) -> Poll<Result<(), AmqpError>> {
+        self.receive(cx)?;
+        self.tell(cx)?;
+        let before = out.len();
+        while out.len() - before < room
+            && let Some((seq, message)) = self.window.hand_over()
+        {
+            out.push(Delivery { tag: Tag { scope: self.scope, seq }, message });
+        }
+        if out.len() > before {
+            return Poll::Ready(Ok(()));
+        }
+        self.depth.poll(cx);
+        self.hold.poll(cx, &self.window)?;
+        Poll::Pending
+    }
+
+    /// All there is, whatever the room: the prefetch bounds it, and behind it may be the news that the broker has
+    /// cancelled the consumer.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), AmqpError> {
+        let mut now = None;
+        while let Poll::Ready(next) = self.consumer.poll_next_unpin(cx) {
+            let delivery = match next {
+                Some(Ok(delivery)) => delivery,
+                Some(Err(error)) => {
+                    return Err(AmqpError::driver("the connection to rabbitmq is lost", error));
+                }
+                None => {
+                    return Err(AmqpError::new(
+                        Kind::Missing,
+                        "rabbitmq has cancelled the consumer: its queue was deleted, or its node is gone",
+                    ));
+                }
+            };
+            let now = *now.get_or_insert_with(Instant::now);
+            let tag = delivery.delivery_tag;
+            let message = self.reader.message(delivery, self.hold.until(now));
+            if !self.window.receive(tag, message, now) {
+                return Err(AmqpError::new(
+                    Kind::Other,
+                    format!("rabbitmq sent the delivery tag {tag} out of turn"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the acks that are due.
+    fn tell(&mut self, cx: &mut Context<'_>) -> Result<(), AmqpError> {
+        self.check_written()?;
+        if let Some(ack) = self.window.leading() {
+            self.ack(ack);
+        }
+        match self.window.behind() {
+            0 => {}
+            many if many >= usize::from(self.prefetch / 4).max(1) => self.tell_behind(),
+            _ => {
+                let now = Instant::now();
+                if self.gap.deadline() <= now {
+                    self.gap.as_mut().reset(now + GAP);
+                }
+                if self.gap.as_mut().poll(cx).is_ready() {
+                    self.tell_behind();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_all(&mut self) {
+        if let Some(ack) = self.window.leading() {
+            self.ack(ack);
+        }
+        self.tell_behind();
+    }
+
+    fn tell_behind(&mut self) {
+        for ack in self.window.take_behind() {
+            self.ack(ack);
+        }
+    }
+
+    fn ack(&mut self, ack: Ack) {
+        let channel = self.channel.clone();
+        self.send(ack, async move {
+            channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await
+        });
+    }
+
+    /// The driver queues the frame at the first poll; when it is written is looked at later.
+    fn send(&mut self, ack: Ack, frame: impl Future<Output = Result<(), lapin::Error>> + Send + 'static) {
+        let mut written: Written = Box::pin(frame);
+        match written.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => {
+                self.sent.push_back(Sent { ack, written: Box::pin(std::future::ready(Err(error))) });
+            }
+            Poll::Pending => self.sent.push_back(Sent { ack, written }),
+        }
+    }
+
+    fn check_written(&mut self) -> Result<(), AmqpError> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match self.poll_written(&mut cx) {
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ready when everything sent so far is written.
+    fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AmqpError>> {
+        while let Some(first) = self.sent.front_mut() {
+            match first.written.as_mut().poll(cx) {
+                Poll::Ready(Ok(())) => drop(self.sent.pop_front()),
+                Poll::Ready(Err(error)) => {
+                    // Its future is done and must not be polled again.
+                    first.written = Box::pin(std::future::pending());
+                    return Poll::Ready(Err(AmqpError::driver("an ack cannot be sent to rabbitmq", error)));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Resolves when the broker has taken everything that is settled.
+    pub(super) fn flush(&mut self) -> Flush {
+        self.tell_all();
+        let (channel, prefetch) = (self.channel.clone(), self.prefetch);
+        // A channel works off its frames in order, so the answer to a later one tells of those before it.
+        Flush {
+            barrier: Box::pin(
+                async move { channel.basic_qos(prefetch, BasicQosOptions { global: false }).await },
+            ),
+        }
+    }
+
+    pub(super) fn poll_flush(
+        &mut self,
+        flush: &mut Flush,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), AmqpError>> {
+        let answer = flush.barrier.as_mut().poll(cx);
+        if let Poll::Ready(Err(error)) = self.poll_written(cx) {
+            return Poll::Ready(Err(error));
+        }
+        answer.map_err(|error| AmqpError::driver("rabbitmq did not take the acks", error))
+    }
+
+    pub(super) fn settle(&mut self, seq: u64, how: Settlement) {
+        match how {
+            Settlement::Ack => {
+                self.window.finish(seq);
+            }
+            // Here it comes again at once, and in its place.
+            Settlement::Nack if !self.hold.is_over(&self.window, seq) => self.window.give_back(seq),
+            Settlement::Nack | Settlement::Reject => {
+                if !self.window.take_out(seq) {
+                    return;
+                }
+                let channel = self.channel.clone();
+                let ack = Ack { from: seq, tag: seq, multiple: false };
+                if how == Settlement::Reject {
+                    self.send(ack, async move {
+                        channel.basic_reject(seq, BasicRejectOptions { requeue: false }).await
+                    });
+                } else {
+                    let options = BasicNackOptions { multiple: false, requeue: true };
+                    self.send(ack, async move { channel.basic_nack(seq, options).await });
+                }
+            }
+        }
+    }
+
+    /// What waits at the broker, and here, behind what was handed over.
+    pub(super) fn lag(&self) -> Option<u64> {
+        Some(self.depth.last()? + self.window.waiting() as u64)
+    }
+
+    /// Ends a session that is lost. What is settled is still sent: if only the consumer is gone, it arrives.
+    pub(super) fn lose(mut self) -> Lost {
+        self.tell_all();
+        let _ = self.check_written();
+        let scope = self.scope;
+        let acks = self.sent.iter().flat_map(|sent| sent.ack.from..=sent.ack.tag);
+        Lost { scope, unsettled: acks.map(|seq| Tag { scope, seq }).collect() }
+    }
+
+    /// Leaves: takes nothing more, and waits until the broker has taken every ack.
+    pub(super) async fn close(mut self) -> Result<(), AmqpError> {
+        let failed = |error| AmqpError::driver("rabbitmq did not take leave", error);
+        self.tell_all();
+        std::future::poll_fn(|cx| self.poll_written(cx)).await?;
+        let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions { nowait: false });
+        cancelled.await.map_err(failed)?;
+        self.depth.look().await.map_err(failed)?;
+        self.channel.close(OK, "closed".into()).await.map_err(failed)?;
+        self.connection.close(OK, "closed".into()).await.map_err(failed)
+    }
+}
+
+pub(super) struct Flush {
+    barrier: Written,
+}
+
+impl Drop for Session {
+    /// A source that is dropped without being closed tells what it can.
+    fn drop(&mut self) {
+        self.tell_all();
+    }
+}
