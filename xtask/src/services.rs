@@ -1,53 +1,72 @@
 //! `cargo xtask services`: the servers of the tests, to work with by hand.
 
 use crate::{interrupt::Interrupt, machine, stop::Stop};
-use std::time::Duration;
-use xtask::servers::{KAFKA_VARIABLE, Kafka, REDIS_VARIABLE, Redis};
+use std::{
+    panic,
+    thread::{self, ScopedJoinHandle},
+    time::Duration,
+};
+use xtask::servers::{KAFKA_VARIABLE, Kafka, RABBITMQ_VARIABLE, REDIS_VARIABLE, RabbitMq, Redis};
 
-/// A Kafka and a Redis; stopped on drop.
+/// A Kafka, a RabbitMQ and a Redis; stopped on drop.
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) kafka: Kafka,
+    pub(crate) rabbitmq: RabbitMq,
     pub(crate) redis: Redis,
 }
 
 impl Services {
     pub(crate) fn start(interrupt: &Interrupt) -> Result<Self, Stop> {
         interrupt.check()?;
-        let redis = Redis::start()?;
-        // The benches let a backlog of a million messages pile up.
-        let kafka = Kafka::builder().heap_mib(768).start()?;
+        // At the same time: Kafka and RabbitMQ need seconds each.
+        let (kafka, rabbitmq, redis) = thread::scope(|scope| {
+            // The benches let a backlog of a million messages pile up.
+            let kafka = scope.spawn(|| Kafka::builder().heap_mib(768).start());
+            let rabbitmq = scope.spawn(RabbitMq::start);
+            let redis = Redis::start();
+            (joined(kafka), joined(rabbitmq), redis)
+        });
         interrupt.check()?;
-        Ok(Self { kafka, redis })
+        Ok(Self { kafka: kafka?, rabbitmq: rabbitmq?, redis: redis? })
     }
 }
 
-/// Starts both, says how to use them, and stays until a signal comes.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|payload| panic::resume_unwind(payload))
+}
+
+/// Starts all, says how to use them, and stays until a signal comes.
 pub(crate) fn run(interrupt: &Interrupt) -> Result<(), Stop> {
     machine::prepare(&machine::SERVERS, interrupt)?;
     let services = Services::start(interrupt)?;
-    println!("{}", usage(&services.kafka.bootstrap(), &services.redis.url()));
+    let Services { kafka, rabbitmq, redis } = &services;
+    println!("{}", usage(&kafka.bootstrap(), &rabbitmq.url(), &redis.url()));
     while !interrupt.wait(Duration::from_secs(1)) {
-        if !services.kafka.is_running() || !services.redis.is_running() {
+        if !kafka.is_running() || !rabbitmq.is_running() || !redis.is_running() {
             return Err(Stop::failed("a server has ended by itself"));
         }
     }
     Ok(())
 }
 
-fn usage(kafka: &str, redis: &str) -> String {
+fn usage(kafka: &str, rabbitmq: &str, redis: &str) -> String {
     let orders = "cargo run -p orders --features kafka,redis --";
     format!(
         "\
-Kafka and Redis are running on 127.0.0.1, until Ctrl-C. In another terminal:
+Kafka, RabbitMQ and Redis are running on 127.0.0.1, until Ctrl-C. In another terminal:
 
   export BROKER_URL=kafka://{kafka} STORE_URL={redis}
-  export {KAFKA_VARIABLE}={kafka} {REDIS_VARIABLE}={redis}
+  export {KAFKA_VARIABLE}={kafka} {RABBITMQ_VARIABLE}={rabbitmq} {REDIS_VARIABLE}={redis}
 
 The first line is for `orders`, the second for single tests. Or with everything spelled out:
 
   {orders} produce --broker kafka://{kafka} --topic orders.placed --count 1000 --duplicates 0.2
   {orders} consume --broker kafka://{kafka} --store {redis} --topic orders.placed --until-idle 10s
+
+For RabbitMQ instead of Kafka: `--features amqp,redis`, and
+
+  export BROKER_URL={rabbitmq}        (or --broker {rabbitmq})
 "
     )
 }
@@ -58,11 +77,13 @@ mod tests {
 
     #[test]
     fn the_urls_can_be_pasted() {
-        let text = usage("127.0.0.1:1", "redis://127.0.0.1:2");
+        let text = usage("127.0.0.1:1", "amqp://guest:guest@127.0.0.1:3/%2f", "redis://127.0.0.1:2");
         assert!(
             text.contains("export BROKER_URL=kafka://127.0.0.1:1 STORE_URL=redis://127.0.0.1:2\n"),
             "{text}"
         );
         assert!(text.contains("--broker kafka://127.0.0.1:1 --store redis://127.0.0.1:2"), "{text}");
+        assert!(text.contains("--broker amqp://guest:guest@127.0.0.1:3/%2f"), "{text}");
+        assert!(text.contains("CONSUMER_TEST_RABBITMQ=amqp://guest:guest@127.0.0.1:3/%2f "), "{text}");
     }
 }

@@ -3,7 +3,7 @@
 use crate::{cargo, interrupt::Interrupt, machine, services::Services, stop::Stop};
 use clap::{Args, ValueEnum};
 use std::time::Instant;
-use xtask::servers::{KAFKA_VARIABLE, REDIS_VARIABLE};
+use xtask::servers::{KAFKA_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
 
 /// Which steps to do; all of them by default.
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ pub(crate) enum Step {
     Tree,
     /// The example with each set of features
     Examples,
-    /// Unit, doc, integration and example tests, with Kafka and Redis running
+    /// Unit, doc, integration and example tests, with Kafka, RabbitMQ and Redis running
     Tests,
 }
 
@@ -120,6 +120,7 @@ fn tests(interrupt: &Interrupt) -> Result<(), Stop> {
     let services = Services::start(interrupt)?;
     let mut run = cargo::cargo();
     run.args(test).args(["--", "--include-ignored"]);
-    run.env(KAFKA_VARIABLE, services.kafka.bootstrap()).env(REDIS_VARIABLE, services.redis.url());
+    run.env(KAFKA_VARIABLE, services.kafka.bootstrap());
+    run.env(RABBITMQ_VARIABLE, services.rabbitmq.url()).env(REDIS_VARIABLE, services.redis.url());
     cargo::run(&mut run, interrupt)
 }

@@ -6,7 +6,10 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
-use xtask::servers::{Certificates, Kafka, Redis, RedisCluster, RedisSentinel, shared_kafka, shared_redis};
+use xtask::servers::{
+    Certificates, Kafka, RabbitMq, Redis, RedisCluster, RedisSentinel, shared_kafka, shared_rabbitmq,
+    shared_redis,
+};
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
@@ -178,11 +181,33 @@ fn request(stream: &mut TcpStream, api: i16, version: i16, body: &[u8]) -> io::R
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
+fn rabbitmq_keeps_what_is_durable_over_a_kill_and_a_stop() {
+    let rabbitmq = RabbitMq::start().unwrap();
+    let url = rabbitmq.url();
+    // By what rabbitmqctl can do, without a client: a virtual host is on disk as a durable queue is.
+    rabbitmq.ctl(&["add_vhost", "orders"]).unwrap();
+    rabbitmq.kill();
+    assert!(!rabbitmq.is_running());
+    assert!(TcpStream::connect(("127.0.0.1", rabbitmq.port())).is_err());
+    assert!(rabbitmq.ctl(&["list_vhosts"]).is_err());
+    rabbitmq.start_again().unwrap();
+    assert_eq!(rabbitmq.url(), url);
+    assert!(rabbitmq.ctl(&["list_vhosts"]).unwrap().contains("orders"));
+    rabbitmq.stop();
+    assert!(TcpStream::connect(("127.0.0.1", rabbitmq.port())).is_err());
+    rabbitmq.start_again().unwrap();
+    assert!(rabbitmq.ctl(&["list_vhosts"]).unwrap().contains("orders"));
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
 fn the_shared_servers_answer_and_stay() {
     let url = shared_redis();
     assert_eq!(shared_redis(), url);
     let done = Command::new("redis-cli").args(["-u", &url, "PING"]).output().unwrap();
     assert_eq!(done.stdout, b"PONG\n");
+    let rabbitmq = shared_rabbitmq();
+    assert_eq!(shared_rabbitmq(), rabbitmq);
     let kafka = shared_kafka();
     assert_eq!(shared_kafka(), kafka);
     // ApiVersions (18) version 0, which every client sends first.

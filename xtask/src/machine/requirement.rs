@@ -71,15 +71,25 @@ const OPENSSL: Requirement = Requirement {
     package: "openssl",
 };
 
+const RABBITMQ: Requirement = Requirement {
+    name: "RabbitMQ 3.10 or newer",
+    // Its own `version` command leaves a port mapper running, and a cookie in the home folder.
+    command: &["readlink", "-e", "/usr/lib/rabbitmq/bin/rabbitmq-server"],
+    marker: "rabbitmq_server-",
+    at_least: (3, 10),
+    package: "rabbitmq-server",
+};
+
 /// What the servers need.
-pub(crate) const SERVERS: [Requirement; 5] = [REDIS, REDIS_TOOLS, JAVA, MAVEN, OPENSSL];
+pub(crate) const SERVERS: [Requirement; 6] = [REDIS, REDIS_TOOLS, JAVA, MAVEN, RABBITMQ, OPENSSL];
 
 /// What the servers and the build need; the build of librdkafka wants a C++ compiler too.
-pub(crate) const EVERYTHING: [Requirement; 11] = [
+pub(crate) const EVERYTHING: [Requirement; 12] = [
     REDIS,
     REDIS_TOOLS,
     JAVA,
     MAVEN,
+    RABBITMQ,
     OPENSSL,
     any_version("a C compiler", &["cc", "--version"], "gcc"),
     any_version("a C++ compiler", &["c++", "--version"], "g++"),
@@ -167,6 +177,8 @@ mod tests {
         assert_eq!(version("java version \"1.8.0_392\"", "version \""), Some((1, 8)));
         assert_eq!(version("Apache Maven 3.8.7\nMaven home: /usr", "Apache Maven "), Some((3, 8)));
         assert_eq!(version("OpenSSL 3.0.19 27 Jan 2026", "OpenSSL "), Some((3, 0)));
+        let rabbitmq = "/usr/lib/rabbitmq/lib/rabbitmq_server-3.10.8/sbin/rabbitmq-server";
+        assert_eq!(version(rabbitmq, "rabbitmq_server-"), Some((3, 10)));
         assert_eq!(version("3.0.19\n", ""), Some((3, 0)));
         assert_eq!(version("LibreSSL 3.3.6", "OpenSSL "), None);
         assert_eq!(version("openssl version unknown", "version "), None);

@@ -1,9 +1,9 @@
-//! Real servers on loopback: Redis (single, Cluster, Sentinel, TLS) and Apache Kafka.
+//! Real servers on loopback: Redis (single, Cluster, Sentinel, TLS), Apache Kafka and RabbitMQ.
 //!
 //! Every server listens on 127.0.0.1 only, on free ports, keeps its files in a temporary folder of its own, is killed
 //! when dropped, and is killed by the kernel when the process that started it dies, however it dies.
 //!
-//! All calls block. In an async test a call may take seconds (Kafka's start takes about five), so use a
+//! All calls block. In an async test a call may take seconds (Kafka's and RabbitMQ's starts take about five), so use a
 //! multi-threaded runtime or `spawn_blocking` where other tasks must go on meanwhile.
 //!
 //! ```no_run
@@ -24,6 +24,7 @@ mod jars;
 mod kafka;
 mod ports;
 mod process;
+mod rabbitmq;
 mod redis;
 mod scratch;
 mod shared;
@@ -33,6 +34,9 @@ pub use self::error::ServerError;
 pub use self::jars::{KAFKA_VERSION, kafka_libs};
 pub use self::kafka::{Kafka, KafkaBuilder};
 pub use self::ports::free_port;
+pub use self::rabbitmq::{RabbitMq, RabbitMqBuilder};
 pub use self::redis::{Redis, RedisBuilder, RedisCluster, RedisSentinel};
 pub use self::scratch::remove_abandoned;
-pub use self::shared::{KAFKA_VARIABLE, REDIS_VARIABLE, shared_kafka, shared_redis};
+pub use self::shared::{
+    KAFKA_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE, shared_kafka, shared_rabbitmq, shared_redis,
+};

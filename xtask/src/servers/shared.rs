@@ -1,10 +1,12 @@
-//! One Kafka and one Redis for all tests of a run.
+//! One Kafka, one RabbitMQ and one Redis for all tests of a run.
 
-use super::{Kafka, Redis};
+use super::{Kafka, RabbitMq, Redis};
 use std::{env, sync::OnceLock};
 
 /// Names the Kafka that `cargo xtask test` has started: `127.0.0.1:19092`.
 pub const KAFKA_VARIABLE: &str = "CONSUMER_TEST_KAFKA";
+/// Names the RabbitMQ that `cargo xtask test` has started: `amqp://guest:guest@127.0.0.1:15672/%2f`.
+pub const RABBITMQ_VARIABLE: &str = "CONSUMER_TEST_RABBITMQ";
 /// Names the Redis that `cargo xtask test` has started: `redis://127.0.0.1:7000`.
 pub const REDIS_VARIABLE: &str = "CONSUMER_TEST_REDIS";
 
@@ -21,6 +23,23 @@ pub fn shared_kafka() -> String {
     named(KAFKA_VARIABLE).unwrap_or_else(|| {
         let start = || Kafka::start().unwrap_or_else(|error| panic!("no Kafka for the tests: {error:?}"));
         KAFKA.get_or_init(start).bootstrap()
+    })
+}
+
+/// The URL of a RabbitMQ that tests share: the one named by [`RABBITMQ_VARIABLE`], else one started for this process at
+/// the first call.
+///
+/// Use exchange and queue names of your own, and never stop it: for that a test starts its own [`RabbitMq`]. Its end is
+/// that of [`shared_kafka`].
+///
+/// # Panics
+/// When none is named and none can be started; the message has the reason.
+pub fn shared_rabbitmq() -> String {
+    static RABBITMQ: OnceLock<RabbitMq> = OnceLock::new();
+    named(RABBITMQ_VARIABLE).unwrap_or_else(|| {
+        let start =
+            || RabbitMq::start().unwrap_or_else(|error| panic!("no RabbitMQ for the tests: {error:?}"));
+        RABBITMQ.get_or_init(start).url()
     })
 }
 
