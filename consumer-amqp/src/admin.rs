@@ -31,26 +31,26 @@ impl AmqpAdmin {
         Self { connection }
     }
 
-    /// Creates the queue, with its dead-letter queue, exchanges and bindings, where it does not exist. Whether it was
-    /// created. One that exists is compared and left as it is.
+    /// Creates the queue, with its dead-letter queue, exchanges and bindings, where it does not exist. One that exists is
+    /// compared and left as it is.
     ///
     /// # Errors
     /// With `is_mismatch()` when it exists and is another one. Trying again is safe.
     ///
     /// # Cancel safety
     /// Dropped, the queue may be created or not.
-    pub async fn ensure_queue(&self, queue: impl Into<Queue>) -> Result<bool, AmqpError> {
+    pub async fn ensure_queue(&self, queue: impl Into<Queue>) -> Result<(), AmqpError> {
         self.declare(queue.into(), Policy::default()).await
     }
 
-    /// As [`ensure_queue`](Self::ensure_queue), and takes one that exists and differs, with a warning.
+    /// As [`ensure_queue`](Self::ensure_queue), but one that exists and differs is taken, with a warning.
     ///
     /// # Errors
     /// When the broker is not reached or refuses. Trying again is safe.
     ///
     /// # Cancel safety
     /// Dropped, the queue may be created or not.
-    pub async fn ensure_queue_or_accept(&self, queue: impl Into<Queue>) -> Result<bool, AmqpError> {
+    pub async fn ensure_queue_or_foreign(&self, queue: impl Into<Queue>) -> Result<(), AmqpError> {
         self.declare(queue.into(), Policy { check_only: false, accept_foreign: true }).await
     }
 
@@ -62,10 +62,10 @@ impl AmqpAdmin {
     /// # Cancel safety
     /// It changes nothing.
     pub async fn check_queue(&self, queue: impl Into<Queue>) -> Result<(), AmqpError> {
-        self.declare(queue.into(), Policy { check_only: true, accept_foreign: false }).await.map(drop)
+        self.declare(queue.into(), Policy { check_only: true, accept_foreign: false }).await
     }
 
-    async fn declare(&self, queue: Queue, policy: Policy) -> Result<bool, AmqpError> {
+    async fn declare(&self, queue: Queue, policy: Policy) -> Result<(), AmqpError> {
         queue.check()?;
         let connection = self.connection.connect("admin").await?;
         let declared = declare::queue(&connection, &queue, policy).await;

@@ -1,8 +1,8 @@
 //! Makes sure that queues and exchanges are there, and are what was asked for.
 //!
-//! Whatever already exists is not changed: it is looked for passively, then declared with our arguments on a channel of
-//! its own. Where they differ, the broker refuses, closes that channel and names the first difference. Asked again with
-//! that property as it is, it names the next.
+//! Declaring changes nothing that exists: where it differs from our arguments, the broker refuses, closes the channel and
+//! names the first difference. Asked again with that property as it is, it names the next. So each question has a
+//! channel of its own.
 
 use lapin::{
     Channel,
@@ -34,7 +34,7 @@ const fn options(passive: bool) -> QueueDeclareOptions {
     QueueDeclareOptions { passive, durable: true, exclusive: false, auto_delete: false, nowait: false }
 }
 
-/// The queue, its dead-letter queue, its exchanges and its bindings. Tells whether the queue was created.
+/// The queue, its dead-letter queue, its exchanges and its bindings.
 ///
 /// # Errors
 /// With `is_missing()` or `is_mismatch()`, naming both sides.
@@ -42,33 +42,36 @@ pub(crate) async fn queue(
     connection: &lapin::Connection,
     queue: &Queue,
     policy: Policy,
-) -> Result<bool, AmqpError> {
+) -> Result<(), AmqpError> {
     if let Some(dead) = queue.dead_letter_queue() {
-        let dead = Queue::dead_letters(dead);
-        if depth(connection, &dead.name).await?.is_none() {
-            if policy.check_only {
-                return Err(missing("dead-letter queue", &dead.name));
-            }
-            create(connection, &dead).await?;
-        }
+        dead_letter_queue(connection, &Queue::dead_letters(dead), policy).await?;
     }
-    let mut created = false;
-    if depth(connection, &queue.name).await?.is_none() {
-        if policy.check_only {
-            return Err(missing("queue", &queue.name));
-        }
-        created = create(connection, queue).await?;
+    if policy.check_only && depth(connection, &queue.name).await?.is_none() {
+        return Err(missing("queue", &queue.name));
     }
-    if !created {
-        judge(queue, &probe(connection, queue).await?, policy)?;
-    }
+    judge(queue, &differences(connection, queue).await?, policy)?;
     for Binding { exchange: from, routing_key } in &queue.bindings {
         exchange(connection, from, policy.check_only).await?;
         if !policy.check_only {
             bind(connection, &queue.name, from, routing_key).await?;
         }
     }
-    Ok(created)
+    Ok(())
+}
+
+/// Any queue will do: what keeps a dead letter need not be of our making.
+async fn dead_letter_queue(
+    connection: &lapin::Connection,
+    queue: &Queue,
+    policy: Policy,
+) -> Result<(), AmqpError> {
+    if policy.check_only {
+        return match depth(connection, &queue.name).await? {
+            Some(_) => Ok(()),
+            None => Err(missing("dead-letter queue", &queue.name)),
+        };
+    }
+    declare(connection, queue, ACTIVE, queue.arguments()).await.map(drop)
 }
 
 fn missing(what: &str, name: &str) -> AmqpError {
@@ -77,52 +80,56 @@ fn missing(what: &str, name: &str) -> AmqpError {
 
 /// How many messages are ready in a queue; `None` where there is no such queue.
 pub(crate) async fn depth(connection: &lapin::Connection, name: &str) -> Result<Option<u64>, AmqpError> {
-    let what = format!("the queue `{name}` cannot be looked at");
-    let declared =
-        channel(connection).await?.queue_declare(name.into(), PASSIVE, FieldTable::default()).await;
-    match declared.map_err(|error| AmqpError::driver(what, error)) {
-        Ok(queue) => Ok(Some(queue.message_count().into())),
-        Err(error) if error.is_missing() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// False where somebody else was faster.
-async fn create(connection: &lapin::Connection, queue: &Queue) -> Result<bool, AmqpError> {
-    let name = &queue.name;
-    let declared =
-        channel(connection).await?.queue_declare(name.as_str().into(), ACTIVE, queue.arguments()).await;
-    match declared {
-        Ok(_) => {
-            tracing::info!(queue = %name, "created the queue");
-            Ok(true)
+    let channel = channel(connection).await?;
+    match channel.queue_declare(name.into(), PASSIVE, FieldTable::default()).await {
+        Ok(queue) => {
+            close(channel).await;
+            Ok(Some(queue.message_count().into()))
         }
-        Err(error) if said(&error).is_some_and(|text| Mismatch::parse(&text).is_some()) => Ok(false),
-        Err(error) => Err(AmqpError::driver(format!("the queue `{name}` cannot be declared"), error)),
+        Err(error) => match AmqpError::driver(format!("the queue `{name}` cannot be looked at"), error) {
+            error if error.is_missing() => Ok(None),
+            error => Err(error),
+        },
     }
 }
 
-/// All differences, as far as the broker tells them.
-async fn probe(connection: &lapin::Connection, queue: &Queue) -> Result<Vec<Mismatch>, AmqpError> {
+/// Declares the queue; gives the difference that the broker names, if it is another one.
+async fn declare(
+    connection: &lapin::Connection,
+    queue: &Queue,
+    options: QueueDeclareOptions,
+    arguments: FieldTable,
+) -> Result<Option<Mismatch>, AmqpError> {
+    let name = &queue.name;
+    let channel = channel(connection).await?;
+    match channel.queue_declare(name.as_str().into(), options, arguments).await {
+        Ok(_) => {
+            close(channel).await;
+            Ok(None)
+        }
+        Err(error) => match said(&error).and_then(|text| Mismatch::parse(&text)) {
+            Some(mismatch) => Ok(Some(mismatch)),
+            None => Err(AmqpError::driver(format!("the queue `{name}` cannot be declared"), error)),
+        },
+    }
+}
+
+/// Declares the queue and gives all differences from what exists, as far as the broker tells them.
+async fn differences(connection: &lapin::Connection, queue: &Queue) -> Result<Vec<Mismatch>, AmqpError> {
     let name = &queue.name;
     let mut found: Vec<Mismatch> = Vec::new();
     let mut options = ACTIVE;
     let mut arguments = queue.arguments();
     while found.len() < DIFFERENCES {
-        let declared =
-            channel(connection).await?.queue_declare(name.as_str().into(), options, arguments.clone()).await;
-        let Err(error) = declared else { break };
-        let Some(text) = said(&error) else {
-            return Err(AmqpError::driver(format!("the queue `{name}` cannot be looked at"), error));
-        };
-        let Some(mismatch) = Mismatch::parse(&text) else {
-            let error = AmqpError::driver(format!("the queue `{name}` cannot be compared"), error);
-            if !error.is_denied() {
-                return Err(error);
-            }
+        let mismatch = match declare(connection, queue, options, arguments.clone()).await {
+            Ok(None) => break,
+            Ok(Some(mismatch)) => mismatch,
             // Declaring needs the right to configure, consuming does not.
-            tracing::warn!(queue = %name, "the user may not configure the queue: its properties are not compared");
-            break;
+            Err(error) if error.is_denied() && depth(connection, name).await?.is_some() => {
+                tracing::warn!(queue = %name, "the user may not declare the queue: its properties are not compared");
+                break;
+            }
+            Err(error) => return Err(error),
         };
         let understood = match (mismatch.current_flag(), &*mismatch.property, mismatch.current()) {
             (Some(flag), "durable", _) => {
@@ -202,20 +209,20 @@ pub(crate) async fn exchange(
         internal: false,
         nowait: false,
     };
-    let declared = channel(connection)
-        .await?
-        .exchange_declare(name.as_str().into(), kind, options, FieldTable::default())
-        .await;
-    declared.map_err(|error| {
-        let mismatch = said(&error).and_then(|text| Mismatch::parse(&text));
-        match mismatch {
+    let channel = channel(connection).await?;
+    match channel.exchange_declare(name.as_str().into(), kind, options, FieldTable::default()).await {
+        Ok(()) => {
+            close(channel).await;
+            Ok(())
+        }
+        Err(error) => Err(match said(&error).and_then(|text| Mismatch::parse(&text)) {
             Some(mismatch) => AmqpError::new(
                 Kind::Mismatch,
                 format!("the exchange `{name}` exists and is another one: {mismatch}"),
             ),
             None => AmqpError::driver(format!("the exchange `{name}` cannot be declared"), error),
-        }
-    })
+        }),
+    }
 }
 
 async fn bind(
@@ -224,22 +231,19 @@ async fn bind(
     exchange: &Exchange,
     routing_key: &str,
 ) -> Result<(), AmqpError> {
-    let bound = channel(connection)
-        .await?
-        .queue_bind(
-            queue.into(),
-            exchange.name.as_str().into(),
-            routing_key.into(),
-            QueueBindOptions { nowait: false },
-            FieldTable::default(),
-        )
-        .await;
-    bound.map_err(|error| {
-        AmqpError::driver(
-            format!("the queue `{queue}` cannot be bound to the exchange `{}`", exchange.name),
-            error,
-        )
-    })
+    let channel = channel(connection).await?;
+    let names = (queue.into(), exchange.name.as_str().into(), routing_key.into());
+    let options = QueueBindOptions { nowait: false };
+    match channel.queue_bind(names.0, names.1, names.2, options, FieldTable::default()).await {
+        Ok(()) => {
+            close(channel).await;
+            Ok(())
+        }
+        Err(error) => {
+            let what = format!("the queue `{queue}` cannot be bound to the exchange `{}`", exchange.name);
+            Err(AmqpError::driver(what, error))
+        }
+    }
 }
 
 /// A channel to throw away: what the broker refuses closes it.
@@ -248,4 +252,9 @@ pub(crate) async fn channel(connection: &lapin::Connection) -> Result<Channel, A
         .create_channel()
         .await
         .map_err(|error| AmqpError::driver("rabbitmq does not open a channel", error))
+}
+
+async fn close(channel: Channel) {
+    // What was asked for is done.
+    let _ = channel.close(200, "closed".into()).await;
 }

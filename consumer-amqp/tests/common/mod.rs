@@ -1,0 +1,93 @@
+//! What the tests against real servers share.
+#![allow(dead_code)] // no test uses all of it
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use consumer_amqp::{AmqpAdmin, AmqpPublisher, AmqpSource, AmqpSourceBuilder, Queue};
+use consumer_core::{Delivery, Event, Message, Outgoing, Publisher};
+use consumer_testing::drive::Driven;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// A name that no other test and no earlier run has.
+pub(crate) fn unique(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let id = since.as_nanos() ^ u128::from(std::process::id()) << 64;
+    format!("{what}-{id}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A quorum queue of a name that is new.
+pub(crate) async fn queue(url: &str) -> String {
+    let name = unique("q");
+    admin(url).ensure_queue(Queue::quorum(&name)).await.unwrap();
+    name
+}
+
+pub(crate) fn admin(url: &str) -> AmqpAdmin {
+    AmqpAdmin::new(url).unwrap()
+}
+
+pub(crate) fn publisher(url: &str) -> AmqpPublisher {
+    AmqpPublisher::builder(url).build().unwrap()
+}
+
+/// Publishes `numbers` with themselves as payload, key and id.
+pub(crate) async fn produce(publisher: &AmqpPublisher, queue: &str, numbers: impl IntoIterator<Item = u32>) {
+    let sent: Vec<_> = numbers
+        .into_iter()
+        .map(|n| {
+            let text = n.to_string();
+            let message =
+                Message::builder().payload(text.clone()).key(text.clone()).header("message-id", text);
+            publisher.publish(Outgoing::new(queue, message.build()))
+        })
+        .collect();
+    for answer in sent {
+        answer.await.unwrap();
+    }
+}
+
+pub(crate) fn number(message: &Message) -> u32 {
+    std::str::from_utf8(message.payload()).unwrap().parse().unwrap()
+}
+
+pub(crate) fn numbers(deliveries: &[Delivery]) -> Vec<u32> {
+    deliveries.iter().map(|delivery| number(&delivery.message)).collect()
+}
+
+pub(crate) fn consumer(url: &str, queue: &str) -> AmqpSourceBuilder {
+    AmqpSource::builder(url).queue(queue)
+}
+
+pub(crate) fn drive(builder: AmqpSourceBuilder) -> Driven<AmqpSource> {
+    log();
+    Driven::new(builder.build().unwrap(), LIMIT)
+}
+
+pub(crate) async fn connected(member: &mut Driven<AmqpSource>) {
+    assert!(member.wait_for(|events| events.contains(&Event::Connected)).await, "it connects in time");
+}
+
+/// Shows the log of a failed test where `RUST_LOG` asks for it.
+pub(crate) fn log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}
+
+/// Everything that is ready in the queue, taken out of it, when it holds nothing back for others.
+pub(crate) async fn contents(url: &str, queue: &str) -> Vec<Message> {
+    let depth = admin(url).depth(queue).await.unwrap().expect("the queue exists");
+    let mut reader = drive(consumer(url, queue).accept_foreign_queue());
+    let mut messages = Vec::new();
+    for _ in 0..depth {
+        let got = reader.take(1, "what is in the queue").await;
+        reader.ack(&got);
+        messages.extend(got.into_iter().map(|delivery| delivery.message));
+    }
+    reader.close().await;
+    messages
+}

@@ -1,0 +1,232 @@
+//! The publisher against a real RabbitMQ.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
+mod common;
+
+use std::time::{Duration, SystemTime};
+
+use common::{admin, connected, consumer, contents, drive, produce, publisher, queue, unique};
+use consumer_amqp::{AmqpDelivery, AmqpPublisher, AmqpSource, Exchange, Queue};
+use consumer_core::{Message, Outgoing, PublishError, Publisher};
+use xtask::servers::shared_rabbitmq;
+
+fn outgoing(queue: &str, payload: impl Into<bytes::Bytes>) -> Outgoing {
+    Outgoing::new(queue, Message::builder().payload(payload).build())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_is_confirmed_is_in_the_queue_in_the_order_of_the_calls() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..5_000).await;
+    let got = contents(&url, &queue).await;
+    assert_eq!(got.iter().map(common::number).collect::<Vec<_>>(), (0..5_000).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm20_what_no_queue_takes_is_an_error_and_nothing_else_is() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    let publisher = publisher(&url);
+    let nowhere = unique("nowhere");
+    for round in 0..20 {
+        let sent: Vec<_> = (0..300_u32)
+            .map(|n| {
+                // Runs of either kind, so that one confirm stands for some of both.
+                let lost = (n + round) % 7 < 3;
+                let target = if lost { &nowhere } else { &queue };
+                (lost, publisher.publish(outgoing(target, n.to_string())))
+            })
+            .collect();
+        for (lost, answer) in sent {
+            match answer.await {
+                Ok(()) => assert!(!lost, "confirmed, and no queue took it"),
+                Err(error) => assert!(lost && error.is_unroutable(), "{error:?}"),
+            }
+        }
+    }
+    let error = publisher.publish(outgoing(&nowhere, "x")).await.unwrap_err();
+    assert!(error.to_string().contains(&nowhere) && error.to_string().contains("NO_ROUTE"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn an_exchange_that_does_not_exist_is_an_error_of_every_publish_to_it() {
+    let url = shared_rabbitmq();
+    let publisher = AmqpPublisher::builder(&url).exchange(unique("nowhere")).build().unwrap();
+    let sent: Vec<_> = (0..50).map(|n: u32| publisher.publish(outgoing("key", n.to_string()))).collect();
+    for answer in sent {
+        let error = answer.await.unwrap_err();
+        assert!(error.is_unroutable() && error.to_string().contains("no exchange"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_error_over_one_message_finds_that_message() {
+    let server = xtask::servers::RabbitMq::builder().option("max_message_size", "100000").start().unwrap();
+    let url = server.url();
+    let queue = queue(&url).await;
+    let publisher = publisher(&url);
+    let sent: Vec<_> = (0..60_u32)
+        .map(|n| {
+            let large = n % 20 == 13;
+            let payload = if large { vec![0; 100_001] } else { n.to_string().into_bytes() };
+            (large, publisher.publish(outgoing(&queue, payload)))
+        })
+        .collect();
+    for (large, answer) in sent {
+        match answer.await {
+            Ok(()) => assert!(!large),
+            Err(error) => assert!(large && error.is_too_large(), "{error:?}"),
+        }
+    }
+    let mut got: Vec<u32> = contents(&url, &queue).await.iter().map(common::number).collect();
+    // The broker had taken some before it closed the channel: those come twice, under one id.
+    got.sort_unstable();
+    got.dedup();
+    assert_eq!(got, (0..60).filter(|n| n % 20 != 13).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_full_queue_that_rejects_is_an_error_that_may_pass() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let full = Queue::classic(&name).without_dead_letter().argument("x-max-length", 5);
+    // `x-overflow` is ours to set on quorum queues only.
+    let full = full.argument("x-overflow", "reject-publish");
+    let error = admin(&url).ensure_queue(full).await.unwrap_err();
+    assert!(error.is_config() && error.to_string().contains("x-overflow"), "{error}");
+    let full = Queue::quorum(&name).argument("x-max-length", 5);
+    admin(&url).ensure_queue(full).await.unwrap();
+    let publisher = publisher(&url);
+    let mut refused: Vec<PublishError> = Vec::new();
+    for n in 0..20_u32 {
+        refused.extend(publisher.publish(outgoing(&name, n.to_string())).await.err());
+    }
+    // RabbitMQ lets a few more in than it should.
+    let depth = admin(&url).depth(&name).await.unwrap().unwrap();
+    assert_eq!(depth, 20 - refused.len() as u64);
+    assert!(!refused.is_empty());
+    assert!(refused.iter().all(PublishError::is_transient), "{refused:?}");
+    assert!(refused[0].to_string().contains("nack"), "{}", refused[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_message_goes_through_with_all_that_amqp_can_carry() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000);
+    let message = Message::builder()
+        .payload("{}")
+        .key("o-1")
+        .timestamp(at)
+        .header("message-id", "id-1")
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .header("correlation-id", "c-1")
+        .header("content-type", "application/json")
+        .header("binary", &b"\0\xff"[..])
+        .header("twice", "a")
+        .header("twice", "b")
+        .build();
+    publisher(&url).publish(Outgoing::new(queue.as_str(), message)).await.unwrap();
+    let got = contents(&url, &queue).await.remove(0);
+    assert_eq!(got.key().map(|key| &key[..]), Some(&b"o-1"[..]));
+    assert_eq!(got.id().map(|id| &id[..]), Some(&b"id-1"[..]));
+    assert_eq!(got.timestamp(), Some(at));
+    let headers = got.headers();
+    for (name, value) in [
+        ("message-id", "id-1"),
+        ("message-key", "o-1"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("correlation-id", "c-1"),
+        ("content-type", "application/json"),
+    ] {
+        assert_eq!(headers.get_str(name), Some(value), "{name}");
+    }
+    assert_eq!(headers.get("binary").map(|value| &value[..]), Some(&b"\0\xff"[..]));
+    let twice: Vec<_> = headers.get_all("twice").flatten().map(|value| &value[..]).collect();
+    assert_eq!(twice, [b"a", b"b"]);
+    assert!(got.native::<AmqpDelivery>().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_fanout_exchange_gives_every_queue_a_copy() {
+    let url = shared_rabbitmq();
+    let exchange = unique("events");
+    let mut services = Vec::new();
+    for service in ["analytics", "inventory"] {
+        let queue = Queue::quorum(unique(service)).bind(Exchange::fanout(&exchange), "");
+        let mut member = drive(AmqpSource::builder(&url).queue(queue));
+        connected(&mut member).await;
+        services.push(member);
+    }
+    let publisher = AmqpPublisher::builder(&url).exchange(&exchange).build().unwrap();
+    produce(&publisher, "orders.placed", 0..50).await;
+    for member in &mut services {
+        let got = member.take(50, "a copy of each").await;
+        assert_eq!(common::numbers(&got), (0..50).collect::<Vec<_>>());
+        member.ack(&got);
+        member.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_waits_goes_out_when_the_last_publisher_is_dropped() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    let publisher = publisher(&url);
+    for n in 0..200_u32 {
+        // Never polled, and its answer is wanted by nobody.
+        drop(publisher.publish(outgoing(&queue, n.to_string())));
+    }
+    drop(publisher);
+    let mut reader = drive(consumer(&url, &queue));
+    let got = reader.take(200, "all of them").await;
+    reader.ack(&got);
+    reader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_is_named_when_the_time_is_up() {
+    let port = xtask::servers::free_port().unwrap();
+    let url = format!("amqp://shop:s3cret@127.0.0.1:{port}");
+    let publisher = AmqpPublisher::builder(url).timeout(Duration::from_millis(300)).build().unwrap();
+    let error = publisher.publish(outgoing("orders", "x")).await.unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    let text = format!("{error} {error:?} {publisher:?}");
+    assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("`orders`"), "{text}");
+    assert!(!text.contains("s3cret"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_refused_password_is_an_error_at_once() {
+    let url = shared_rabbitmq();
+    let publisher = AmqpPublisher::builder(&url).credentials("guest", "wr0ng").build().unwrap();
+    let error = publisher.publish(outgoing("orders", "x")).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("password"), "{error}");
+    assert!(!format!("{error:?}").contains("wr0ng"));
+}
+
+#[tokio::test]
+async fn what_amqp_cannot_carry_is_refused_by_name() {
+    let publisher = AmqpPublisher::builder("amqp://127.0.0.1:1").build().unwrap();
+    let refused = |outgoing| async { publisher.publish(outgoing).await.unwrap_err() };
+    let error = refused(outgoing(&"q".repeat(256), "x")).await;
+    assert!(error.is_unroutable() && error.to_string().contains("256 bytes"), "{error}");
+    assert!(refused(outgoing("", "x")).await.is_unroutable());
+    let long = Message::builder().payload("x").header("h".repeat(256), "v").build();
+    let error = refused(Outgoing::new("orders", long)).await;
+    assert!(!error.is_transient() && error.to_string().contains("256 bytes"), "{error}");
+    let routed = Message::builder().payload("x").header("CC", "elsewhere").build();
+    let error = refused(Outgoing::new("orders", routed)).await;
+    assert!(error.to_string().contains("CC"), "{error}");
+}

@@ -1,0 +1,199 @@
+//! The source against a real RabbitMQ.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{admin, connected, consumer, drive, numbers, produce, publisher, queue};
+use consumer_amqp::{AmqpDelivery, AmqpSource};
+use consumer_core::{Demand, Event, Settlement, Source, runtime::Ordering};
+use xtask::servers::shared_rabbitmq;
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_is_acked_is_gone_and_what_is_not_comes_again() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..10).await;
+    let mut first = drive(consumer(&url, &queue));
+    let got = first.take(10, "all").await;
+    assert_eq!(numbers(&got), (0..10).collect::<Vec<_>>());
+    first.ack(&got[..7]);
+    first.close().await;
+    let mut second = drive(consumer(&url, &queue));
+    let got = second.take(3, "the rest").await;
+    assert_eq!(numbers(&got), [7, 8, 9]);
+    for delivery in &got {
+        let native = delivery.message.native::<AmqpDelivery>().unwrap();
+        assert!(native.is_redelivered());
+        assert_eq!(native.delivery_count(), Some(1));
+    }
+    second.ack(&got);
+    second.close().await;
+    assert_eq!(admin(&url).depth(&queue).await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn after_a_clean_close_nothing_that_was_acked_comes_again_in_200_runs() {
+    const RUNS: u32 = 200;
+    const EACH: u32 = 150;
+    let url = shared_rabbitmq();
+    let publisher = publisher(&url);
+    let queue = queue(&url).await;
+    for run in 0..RUNS {
+        produce(&publisher, &queue, 0..EACH).await;
+        let mut member = drive(consumer(&url, &queue).prefetch(200));
+        let got = member.take(EACH as usize, "all").await;
+        // Two of three, so that the close begins with a hundred frames on their way.
+        let (kept, acked): (Vec<_>, Vec<_>) =
+            got.into_iter().partition(|d| (d.tag.seq + u64::from(run)) % 3 == 0);
+        member.ack(&acked);
+        member.close().await;
+        let mut next = drive(consumer(&url, &queue));
+        let left = next.take(kept.len(), "what was not acked").await;
+        assert_eq!(numbers(&left), numbers(&kept), "in run {run} something that was acked came again");
+        next.ack(&left);
+        next.close().await;
+    }
+    assert_eq!(admin(&url).depth(&queue).await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_flush_is_done_when_the_broker_has_every_ack() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..100).await;
+    let mut member = drive(consumer(&url, &queue));
+    let got = member.take(100, "all").await;
+    member.ack(got.iter().rev().take(60));
+    member.flush().await;
+    // The connection goes without a word.
+    drop(member);
+    let mut next = drive(consumer(&url, &queue));
+    assert_eq!(numbers(&next.take(40, "what was not acked").await), (0..40).collect::<Vec<_>>());
+    next.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_nack_hands_it_over_again_before_others_and_a_reject_leads_to_the_dead_letters() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..4).await;
+    let mut member = drive(consumer(&url, &queue));
+    member.set_room(2);
+    let got = member.take(2, "the first two").await;
+    member.settle(got[0].tag, Settlement::Nack);
+    member.settle(got[1].tag, Settlement::Reject);
+    let again = member.take(3, "the nacked one and the others").await;
+    assert_eq!(numbers(&again), [0, 2, 3]);
+    member.ack(&again);
+    member.close().await;
+    assert_eq!(admin(&url).depth(&queue).await.unwrap(), Some(0));
+    let dead = common::contents(&url, &format!("{queue}.dead")).await;
+    assert_eq!(dead.iter().map(common::number).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_prefetch_bounds_what_is_taken_from_the_queue() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..100).await;
+    let mut source = consumer(&url, &queue).build().unwrap();
+    source.configure(Demand::new(10)).unwrap();
+    let mut member = consumer_testing::drive::Driven::new(source, common::LIMIT);
+    let got = member.take(10, "ten").await;
+    let depth = async {
+        while admin(&url).depth(&queue).await.unwrap() != Some(90) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(common::LIMIT, depth).await.expect("ten are taken, and no more");
+    member.ack(&got);
+    assert_eq!(numbers(&member.take(10, "ten more").await), (10..20).collect::<Vec<_>>());
+    member.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_is_done_behind_a_message_that_is_not_makes_room_for_more() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..300).await;
+    let mut member = drive(consumer(&url, &queue).prefetch(20));
+    let held = member.take(1, "the one that is held").await;
+    for n in 1..300 {
+        let got = member.take(1, "the next").await;
+        assert_eq!(numbers(&got), [n]);
+        member.ack(&got);
+    }
+    member.ack(&held);
+    member.close().await;
+    assert_eq!(admin(&url).depth(&queue).await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_lag_is_known() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..50).await;
+    let mut member = drive(consumer(&url, &queue).prefetch(10));
+    member.set_room(4);
+    connected(&mut member).await;
+    let known = std::future::poll_fn(|cx| {
+        while member.poll(cx).is_ready() {}
+        match member.source().lag() {
+            Some(46) => std::task::Poll::Ready(()),
+            _ => std::task::Poll::Pending,
+        }
+    });
+    tokio::time::timeout(common::LIMIT, known).await.expect("46 wait behind the four that were handed over");
+    member.close().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_consumed_as_asked_is_said_before_the_first_connection() {
+    let source = |builder: consumer_amqp::AmqpSourceBuilder| builder.build().unwrap();
+    let refused = |mut source: AmqpSource, demand| source.configure(demand).unwrap_err().to_string();
+    let quorum = || AmqpSource::builder("amqp://localhost").queue("orders");
+    let error = refused(source(quorum()), Demand::new(2_001));
+    assert!(error.contains("2001") && error.contains("2000") && error.contains("orders"), "{error}");
+    source(quorum()).configure(Demand::new(2_000)).unwrap();
+    source(quorum().prefetch(100)).configure(Demand::new(5_000)).unwrap();
+    let classic = || AmqpSource::builder("amqp://localhost").queue(consumer_amqp::Queue::classic("orders"));
+    source(classic()).configure(Demand::new(2_001)).unwrap();
+    assert!(refused(source(classic()), Demand::new(70_000)).contains("65,535"));
+    let error = refused(source(quorum()), Demand::new(10).ordered(Ordering::Partition));
+    assert!(error.contains("single_active_consumer"), "{error}");
+    let single = consumer_amqp::Queue::quorum("orders").single_active_consumer();
+    source(AmqpSource::builder("amqp://localhost").queue(single))
+        .configure(Demand::new(10).ordered(Ordering::Partition))
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_second_consumer_of_a_single_active_queue_stands_by() {
+    let url = shared_rabbitmq();
+    let name = common::unique("q");
+    let builder =
+        || AmqpSource::builder(&url).queue(consumer_amqp::Queue::quorum(&name).single_active_consumer());
+    let mut first = drive(builder());
+    connected(&mut first).await;
+    let mut second = drive(builder());
+    connected(&mut second).await;
+    produce(&publisher(&url), &name, 0..10).await;
+    let got = first.take(10, "all at the first").await;
+    first.ack(&got[..5]);
+    first.close().await;
+    let got = second.take(5, "the rest at the second, in order").await;
+    assert_eq!(numbers(&got), [5, 6, 7, 8, 9]);
+    assert_eq!(second.events, [Event::Connected]);
+    second.close().await;
+}
