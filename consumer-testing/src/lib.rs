@@ -6,6 +6,7 @@
 //!   against invariants written down independently of it.
 //! - [`drive`]: a source without the runtime, as async calls.
 //! - [`readiness`]: whether a layer keeps tower's readiness contract.
+//! - [`proxy`]: a TCP proxy that cuts, hangs, delays and throttles what goes through it.
 //! - [`handlers`]: handlers that record, fail and panic.
 //! - [`naive`]: the consumer everybody writes first, as a counter-example.
 
@@ -14,6 +15,7 @@ pub mod drive;
 pub mod handlers;
 pub mod model;
 pub mod naive;
+pub mod proxy;
 pub mod readiness;
 
 /// A name that no other test uses, in this process or another, for topics, groups and scopes.
