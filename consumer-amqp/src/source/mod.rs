@@ -25,7 +25,7 @@ use std::{
 };
 
 use consumer_core::{Delivery, Demand, Event, Settlement, Source, SourceError, Tag, runtime::Ordering};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 pub use self::builder::AmqpSourceBuilder;
 use self::{
@@ -36,11 +36,14 @@ use self::{
 use crate::{
     AmqpAdmin, AmqpPublisher,
     backoff::Backoff,
-    error::{AmqpError, chain},
+    error::{AmqpError, Kind, chain},
 };
 
 /// What quorum queues let one consumer have; beyond it RabbitMQ is silent and does as it likes.
 const QUORUM_PREFETCH: usize = 2_000;
+
+/// For a whole session to begin, after the first.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Consumes a queue. Made by [`AmqpSource::builder`].
 ///
