@@ -154,8 +154,20 @@ impl AmqpSource {
         let prefetch = self.prefetch()?;
         let hold = Hold::new(self.options.consumer_timeout, self.is_ordered());
         let options = self.options.clone();
-        self.state =
-            State::Connecting(Box::pin(async move { Session::open(&options, prefetch, hold).await }));
+        // A queue without a leader lets everyone wait who asks for it.
+        let limit = match self.starting {
+            Some(since) => options.start_timeout.saturating_sub(since.elapsed()),
+            None => OPEN_LIMIT,
+        };
+        self.state = State::Connecting(Box::pin(async move {
+            let opened = timeout(limit, Session::open(&options, prefetch, hold)).await;
+            opened.unwrap_or_else(|_| {
+                let (address, queue) = (options.connection.address(), options.queue.name());
+                let error =
+                    format!("rabbitmq at {address} did not let us consume `{queue}` within {limit:?}");
+                Err(AmqpError::new(Kind::Unreachable, error))
+            })
+        }));
         Ok(())
     }
 
