@@ -99,9 +99,10 @@ impl Node {
         Ok(self.only_with(&variables, &[&program("rabbitmq-server")?]))
     }
 
-    /// The command that runs `words` with these variables, the common ones, and no others.
+    /// The command that runs `words` with these variables, the common ones, and no others. Dumps of a crash are written
+    /// to the current folder, so that is ours.
     fn only_with(&self, variables: &[(&'static str, String)], words: &[&str]) -> Vec<String> {
-        let mut command = vec!["env".to_owned(), "-i".to_owned()];
+        let mut command = vec!["env".to_owned(), "-i".to_owned(), format!("--chdir={}", self.dir.display())];
         let all = self.environment();
         command.extend(all.iter().chain(variables).map(|(name, value)| format!("{name}={value}")));
         command.extend(words.iter().map(|&word| word.to_owned()));
@@ -131,8 +132,6 @@ impl Node {
             ("ERL_EPMD_PORT", self.ports.mapper.to_string()),
             // A port mapper started by Erlang would stay for ever.
             ("ERL_FLAGS", "-start_epmd false".to_owned()),
-            // None: nobody reads it, and it would be in the folder of the caller.
-            ("ERL_CRASH_DUMP_SECONDS", "0".to_owned()),
         ]
     }
 }
