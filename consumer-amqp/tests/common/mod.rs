@@ -83,7 +83,8 @@ pub(crate) fn log() {
 /// Everything that is ready in the queue, taken out of it, when it holds nothing back for others.
 pub(crate) async fn contents(url: &str, queue: &str) -> Vec<Message> {
     let depth = admin(url).depth(queue).await.unwrap().expect("the queue exists");
-    let mut reader = drive(consumer(url, queue).accept_foreign_queue());
+    let described = if queue.contains("dead") { Queue::dead_letters(queue) } else { Queue::quorum(queue) };
+    let mut reader = drive(AmqpSource::builder(url).queue(described).accept_foreign_queue());
     let mut messages = Vec::new();
     for _ in 0..depth {
         let got = reader.take(1, "what is in the queue").await;
