@@ -219,18 +219,18 @@ pub async fn order_is_kept_within_a_key<T: BrokerUnderTest>(subject: &T) {
     member.close().await;
 }
 
-/// What comes again after a close comes in its order, before what follows it.
+/// What comes again after a close comes in its order, before what follows it. The source holds as much as it may and
+/// acks nothing, so that nothing is on its way to it: what a queue has sent and nobody has seen may come back late.
 pub async fn order_is_kept_when_messages_come_again<T: BrokerUnderTest>(subject: &T) {
     let case = Case::new(subject, "order_is_kept_when_messages_come_again", 1).await;
     let group = case.group().await;
     case.publish_numbers(0..20).await;
     let mut member = case.member(&group).await.demand(10);
-    let held = member.take(10, case.rule).await;
-    member.ack(&held[..2]);
+    member.take(10, case.rule).await;
     member.close().await;
     let mut next = case.member(&group).await;
-    let again = next.take(18, case.rule).await;
-    assert_eq!(numbers(&again), (2..20).collect::<Vec<_>>(), "order_is_kept_when_messages_come_again");
+    let again = next.take(20, case.rule).await;
+    assert_eq!(numbers(&again), (0..20).collect::<Vec<_>>(), "order_is_kept_when_messages_come_again");
     next.ack(&again);
     next.close().await;
 }

@@ -8,13 +8,13 @@ use super::super::broker::{BrokerUnderTest, Case, numbers, sorted};
 pub async fn what_was_acked_does_not_come_again<T: BrokerUnderTest>(subject: &T) {
     let case = Case::new(subject, "what_was_acked_does_not_come_again", 1).await;
     let group = case.group().await;
-    case.publish_numbers(0..20).await;
+    case.publish_numbers(0..200).await;
     let mut member = case.member(&group).await;
-    let taken = member.take(20, case.rule).await;
+    let taken = member.take(200, case.rule).await;
     member.ack(&taken);
     member.flush().await;
     member.close().await;
-    case.nothing_is_left(&group, 20).await;
+    case.nothing_is_left(&group, 200).await;
 }
 
 /// An ack holds once the source is closed, whether or not it was flushed before: closing waits until the broker has
