@@ -121,9 +121,7 @@ async fn the_prefetch_bounds_what_is_taken_from_the_queue() {
     let url = shared_rabbitmq();
     let queue = queue(&url).await;
     produce(&publisher(&url), &queue, 0..100).await;
-    let mut source = consumer(&url, &queue).build().unwrap();
-    source.configure(Demand::new(10)).unwrap();
-    let mut member = consumer_testing::drive::Driven::new(source, common::LIMIT);
+    let mut member = drive(consumer(&url, &queue)).demand(10);
     let got = member.take(10, "ten").await;
     let depth = async {
         while admin(&url).depth(&queue).await.unwrap() != Some(90) {
@@ -212,4 +210,27 @@ async fn the_second_consumer_of_a_single_active_queue_stands_by() {
     assert_eq!(numbers(&got), [5, 6, 7, 8, 9]);
     assert_eq!(second.events, [Event::Connected]);
     second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_order_of_a_single_active_consumer_is_kept_over_a_close() {
+    let url = shared_rabbitmq();
+    let publisher = publisher(&url);
+    let described = Queue::quorum(common::unique("q")).single_active_consumer();
+    admin(&url).ensure_queue(described.clone()).await.unwrap();
+    let consumer = || AmqpSource::builder(&url).queue(described.clone());
+    for run in 0..30 {
+        produce(&publisher, described.name(), 0..20).await;
+        let mut member = drive(consumer().prefetch(10));
+        let got = member.take(10, "as many as it may hold").await;
+        // Makes room at the broker, which sends two more as the close begins.
+        member.ack(&got[..2]);
+        member.close().await;
+        let mut next = drive(consumer());
+        let rest = next.take(18, "the rest").await;
+        assert_eq!(numbers(&rest), (2..20).collect::<Vec<_>>(), "in run {run}");
+        next.ack(&rest);
+        next.close().await;
+    }
 }

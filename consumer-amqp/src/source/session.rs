@@ -311,7 +311,7 @@ impl Session {
         let failed = |error| AmqpError::driver("rabbitmq did not take leave", error);
         self.tell_all();
         std::future::poll_fn(|cx| self.poll_written(cx)).await?;
-        self.barrier().await.map_err(failed)?;
+        let _second = self.barrier().await.map_err(failed)?;
         self.depth.look().await.map_err(failed)?;
         self.channel.close(OK, "closed".into()).await.map_err(failed)?;
         self.connection.close(OK, "closed".into()).await.map_err(failed)
@@ -323,13 +323,15 @@ impl Session {
     ///
     /// What the queue sends to a consumer that is being cancelled goes back in front of what that one holds. Where order
     /// matters, a second consumer is asked for instead: it only stands by.
-    async fn barrier(&mut self) -> Result<(), lapin::Error> {
+    async fn barrier(&mut self) -> Result<Option<Consumer>, lapin::Error> {
         if self.single {
-            let second =
-                self.channel.basic_consume(self.consumer.queue(), "".into(), CONSUME, FieldTable::default());
-            second.await.map(drop)
+            let queue = self.consumer.queue();
+            // Cancelled when it is dropped: not before the channel is closed.
+            self.channel.basic_consume(queue, "".into(), CONSUME, FieldTable::default()).await.map(Some)
         } else {
-            self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions { nowait: false }).await
+            let cancelled =
+                self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions { nowait: false });
+            cancelled.await.map(|()| None)
         }
     }
 }
