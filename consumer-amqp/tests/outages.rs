@@ -14,7 +14,7 @@ use common::{
     LIMIT, admin, by_proxy, connected, consumer, contents, drive, number, numbers, produce, publisher, queue,
     run::{Run, until},
 };
-use consumer_amqp::AmqpPublisher;
+use consumer_amqp::{AmqpPublisher, AmqpSource};
 use consumer_core::{
     DedupLayer, Event, Message, Outgoing, Publisher, Settlement, Source, Tag, memory::MemoryStore,
     runtime::Stack,
@@ -138,13 +138,13 @@ async fn an_ack_that_the_network_has_swallowed_costs_a_duplicate_and_no_message(
     let before = proxy.counts().received(Direction::ToServer);
     proxy.hang(Direction::ToServer);
     member.ack(&got);
-    let acked = std::future::poll_fn(|cx| {
-        while member.poll(cx).is_ready() {}
-        std::task::Poll::Ready(())
-    });
-    acked.await;
+    poll_once(&mut member).await;
     proxy.until_received(Direction::ToServer, before + 1).await;
     proxy.cut().await;
+    let lost = |events: &[Event]| events.contains(&Event::Disconnected);
+    assert!(member.wait_for(lost).await);
+    let flushed = std::future::poll_fn(|cx| member.source().poll_flush(cx)).await;
+    assert!(flushed.is_err(), "it was written, and whether it arrived is not known");
     proxy.resume(Direction::ToServer);
     let again = member.take(3, "all of them again").await;
     assert_eq!(numbers(&again), [0, 1, 2]);
@@ -295,4 +295,87 @@ async fn a_close_while_the_broker_is_away_ends() {
     let report = run.stop().await;
     assert!(begin.elapsed() < LIMIT / 2);
     assert_eq!((report.received, report.returned), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn acks_behind_a_message_that_is_held_reach_the_broker_all_the_same() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    produce(&publisher(&direct), &queue, 0..5).await;
+    let mut member = drive(consumer(&url, &queue));
+    let got = member.take(5, "all").await;
+    let before = proxy.counts().received(Direction::ToServer);
+    // Fewer than would go out for their number.
+    member.ack(&got[1..]);
+    let told = async { proxy.until_received(Direction::ToServer, before + 4 * ACK_BYTES).await };
+    tokio::select! {
+        () = told => {}
+        () = std::future::poll_fn(|cx| { while member.poll(cx).is_ready() {} std::task::Poll::<()>::Pending }) => {}
+    }
+    member.flush().await;
+    proxy.cut().await;
+    let again = member.take(1, "the one that was held").await;
+    assert_eq!(numbers(&again), [0]);
+    member.ack(&again);
+    member.close().await;
+    assert_eq!(admin(&direct).depth(&queue).await.unwrap(), Some(0));
+}
+
+/// A frame of `basic.ack`: header 7, method 4, tag 8, flag 1, end 1.
+const ACK_BYTES: u64 = 21;
+
+async fn poll_once(member: &mut consumer_testing::drive::Driven<AmqpSource>) {
+    std::future::poll_fn(|cx| {
+        while member.poll(cx).is_ready() {}
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_close_does_not_hide_that_acks_were_lost() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    produce(&publisher(&direct), &queue, 0..3).await;
+    let mut member = drive(consumer(&url, &queue));
+    let got = member.take(3, "all").await;
+    proxy.refuse();
+    proxy.cut().await;
+    member.ack(&got);
+    assert!(member.wait_for(|events| events.contains(&Event::Disconnected)).await);
+    let closed = std::future::poll_fn(|cx| member.source().poll_close(cx)).await;
+    assert!(closed.unwrap_err().to_string().contains("come again"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_flush_that_has_begun_does_not_answer_for_what_is_acked_later() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..2).await;
+    let mut member = drive(consumer(&url, &queue));
+    let got = member.take(2, "all").await;
+    member.ack(&got[..1]);
+    let mut later = Some(got[1].tag);
+    let flushed = std::future::poll_fn(|cx| {
+        let flushed = member.source().poll_flush(cx);
+        if flushed.is_pending()
+            && let Some(tag) = later.take()
+        {
+            member.source().settle(tag, Settlement::Ack);
+            return member.source().poll_flush(cx);
+        }
+        flushed
+    });
+    flushed.await.unwrap();
+    assert_eq!(later, None);
+    drop(member);
+    let mut next = drive(consumer(&url, &queue));
+    produce(&publisher(&url), &queue, 2..3).await;
+    assert_eq!(numbers(&next.take(1, "what comes next").await), [2]);
+    next.close().await;
 }
