@@ -89,7 +89,10 @@ impl Step {
             Self::Examples => {
                 let build = ["build", "--package", "orders"];
                 cargo::run(cargo::cargo().args(build), interrupt)?;
-                cargo::run(cargo::cargo().args(build).args(["--features", "kafka,redis"]), interrupt)
+                for features in ["kafka,redis", "amqp,redis"] {
+                    cargo::run(cargo::cargo().args(build).args(["--features", features]), interrupt)?;
+                }
+                Ok(())
             }
             Self::Tests => tests(interrupt),
         }

@@ -6,8 +6,14 @@ use consumer::Message;
 
 use crate::{
     common::{Done, Folder, Running, mails, orders, unique, wait_for},
-    topic::{Topic, order},
+    topic::{Broker, Topic, on_both_brokers, order},
 };
+
+on_both_brokers!(
+    a_signal_lets_what_runs_finish_and_a_restart_goes_on_there,
+    fm25_what_the_drain_cuts_off_is_returned_and_runs_again,
+    a_second_signal_ends_it_at_once,
+);
 
 fn good(count: usize) -> Vec<Message> {
     (0..count).map(|nth| order(&unique(&nth.to_string()), "ann@example.com")).collect()
@@ -27,10 +33,8 @@ fn adds_up(done: &Done) {
     assert_eq!(done.number("received"), parts.iter().map(|name| done.number(name)).sum::<u64>(), "{done:?}");
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn a_signal_lets_what_runs_finish_and_a_restart_goes_on_there() {
-    let topic = Topic::shared("drain");
+fn a_signal_lets_what_runs_finish_and_a_restart_goes_on_there(broker: Broker) {
+    let topic = Topic::shared(broker, "drain");
     topic.publish(good(60));
     let folder = Folder::new();
     let log = folder.path("mails.jsonl");
@@ -53,10 +57,8 @@ fn a_signal_lets_what_runs_finish_and_a_restart_goes_on_there() {
     assert_eq!((sent.len(), ids.len()), (60, 60), "{rest:?}");
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm25_what_the_drain_cuts_off_is_returned_and_runs_again() {
-    let topic = Topic::shared("cut-off");
+fn fm25_what_the_drain_cuts_off_is_returned_and_runs_again(broker: Broker) {
+    let topic = Topic::shared(broker, "cut-off");
     topic.publish(good(8));
     let folder = Folder::new();
     let log = folder.path("mails.jsonl");
@@ -77,10 +79,8 @@ fn fm25_what_the_drain_cuts_off_is_returned_and_runs_again() {
     assert!(sent.iter().all(|mail| mail.attempt == 1), "{sent:?}");
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn a_second_signal_ends_it_at_once() {
-    let topic = Topic::shared("twice");
+fn a_second_signal_ends_it_at_once(broker: Broker) {
+    let topic = Topic::shared(broker, "twice");
     topic.publish(good(4));
     let folder = Folder::new();
     let log = folder.path("mails.jsonl");
