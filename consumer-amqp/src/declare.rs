@@ -71,7 +71,10 @@ async fn dead_letter_queue(
             None => Err(missing("dead-letter queue", &queue.name)),
         };
     }
-    declare(connection, queue, ACTIVE, queue.arguments()).await.map(drop)
+    match declare(connection, queue, ACTIVE, queue.arguments()).await {
+        Err(error) if error.is_denied() && depth(connection, &queue.name).await?.is_some() => Ok(()),
+        declared => declared.map(drop),
+    }
 }
 
 fn missing(what: &str, name: &str) -> AmqpError {
@@ -131,7 +134,8 @@ async fn differences(connection: &lapin::Connection, queue: &Queue) -> Result<Ve
             }
             Err(error) => return Err(error),
         };
-        let understood = match (mismatch.current_flag(), &*mismatch.property, mismatch.current()) {
+        let current = mismatch.current(arguments.inner().get(mismatch.property.as_str()));
+        let understood = match (mismatch.current_flag(), &*mismatch.property, current) {
             (Some(flag), "durable", _) => {
                 options.durable = flag;
                 true
@@ -157,7 +161,7 @@ async fn differences(connection: &lapin::Connection, queue: &Queue) -> Result<Ve
 
 /// A classic queue is often declared without naming its type.
 fn is_the_same(mismatch: &Mismatch, queue: &Queue) -> bool {
-    mismatch.property == TYPE && !queue.is_quorum() && mismatch.current() == Some(None)
+    mismatch.property == TYPE && !queue.is_quorum() && mismatch.current(None) == Some(None)
 }
 
 fn with(arguments: &FieldTable, name: &str, value: Option<AMQPValue>) -> FieldTable {

@@ -39,12 +39,20 @@ impl Mismatch {
     }
 
     /// The value that the queue has, to ask with it for the next difference; `Some(None)` for none at all, and `None`
-    /// where it is not understood.
-    pub(crate) fn current(&self) -> Option<Option<AMQPValue>> {
+    /// where it is not understood. `asked` is what was asked for.
+    pub(crate) fn current(&self, asked: Option<&AMQPValue>) -> Option<Option<AMQPValue>> {
         if self.current == "none" {
             return Some(None);
         }
-        let rest = self.current.strip_prefix("the value '")?;
+        let Some(rest) = self.current.strip_prefix("the value '") else {
+            // Without a type it is that of what was asked for.
+            let value = self.current.strip_prefix('\'')?.strip_suffix('\'')?;
+            return Some(Some(match asked? {
+                AMQPValue::LongString(_) => AMQPValue::LongString(LongString::from(value)),
+                AMQPValue::Boolean(_) => AMQPValue::Boolean(value == "true"),
+                _ => AMQPValue::LongLongInt(value.parse().ok()?),
+            }));
+        };
         let (value, kind) = rest.rsplit_once("' of type '")?;
         let value = match kind.trim_end_matches('\'') {
             "longstr" => AMQPValue::LongString(LongString::from(value)),
@@ -90,7 +98,7 @@ mod tests {
         );
         assert_eq!(kind.to_string(), "`x-queue-type` is quorum, asked for was none");
         assert!(kind.is_serious());
-        assert_eq!(kind.current(), Some(Some(AMQPValue::LongString("quorum".into()))));
+        assert_eq!(kind.current(None), Some(Some(AMQPValue::LongString("quorum".into()))));
         let durable = parse("'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'");
         assert_eq!(durable.to_string(), "`durable` is false, asked for was true");
         assert_eq!(durable.current_flag(), Some(false));
@@ -102,11 +110,25 @@ mod tests {
             "'x-delivery-limit' for queue 'q' in vhost '/': received the value '1000' of type 'signedint' but current is none",
         );
         assert!(!limit.is_serious() && !limit.breaks_order());
-        assert_eq!(limit.current(), Some(None));
+        assert_eq!(limit.current(None), Some(None));
         let other = parse(
             "'x-delivery-limit' for queue 'q' in vhost '/': received the value '1000' of type 'signedint' but current is the value '5' of type 'long'",
         );
-        assert_eq!(other.current(), Some(Some(AMQPValue::LongLongInt(5))));
+        assert_eq!(other.current(None), Some(Some(AMQPValue::LongLongInt(5))));
+    }
+
+    #[test]
+    fn two_values_of_one_type_are_told_without_it() {
+        let limit =
+            parse("'x-delivery-limit' for queue 'q' in vhost '/': received '1000' but current is '20'");
+        assert_eq!(limit.to_string(), "`x-delivery-limit` is 20, asked for was 1000");
+        let asked = AMQPValue::LongLongInt(1000);
+        assert_eq!(limit.current(Some(&asked)), Some(Some(AMQPValue::LongLongInt(20))));
+        let route =
+            parse("'x-dead-letter-routing-key' for queue 'q' in vhost '/': received 'a' but current is 'b'");
+        let asked = AMQPValue::LongString("a".into());
+        assert_eq!(route.current(Some(&asked)), Some(Some(AMQPValue::LongString("b".into()))));
+        assert_eq!(route.current(None), None);
     }
 
     #[test]

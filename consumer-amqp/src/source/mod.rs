@@ -25,7 +25,7 @@ use std::{
 };
 
 use consumer_core::{Delivery, Demand, Event, Settlement, Source, SourceError, Tag, runtime::Ordering};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 pub use self::builder::AmqpSourceBuilder;
 use self::{
@@ -36,11 +36,14 @@ use self::{
 use crate::{
     AmqpAdmin, AmqpPublisher,
     backoff::Backoff,
-    error::{AmqpError, chain},
+    error::{AmqpError, Kind, chain},
 };
 
 /// What quorum queues let one consumer have; beyond it RabbitMQ is silent and does as it likes.
 const QUORUM_PREFETCH: usize = 2_000;
+
+/// For a whole session to begin, after the first.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Consumes a queue. Made by [`AmqpSource::builder`].
 ///
@@ -151,8 +154,20 @@ impl AmqpSource {
         let prefetch = self.prefetch()?;
         let hold = Hold::new(self.options.consumer_timeout, self.is_ordered());
         let options = self.options.clone();
-        self.state =
-            State::Connecting(Box::pin(async move { Session::open(&options, prefetch, hold).await }));
+        // A queue without a leader lets everyone wait who asks for it.
+        let limit = match self.starting {
+            Some(since) => options.start_timeout.saturating_sub(since.elapsed()),
+            None => OPEN_LIMIT,
+        };
+        self.state = State::Connecting(Box::pin(async move {
+            let opened = timeout(limit, Session::open(&options, prefetch, hold)).await;
+            opened.unwrap_or_else(|_| {
+                let (address, queue) = (options.connection.address(), options.queue.name());
+                let error =
+                    format!("rabbitmq at {address} did not let us consume `{queue}` within {limit:?}");
+                Err(AmqpError::new(Kind::Unreachable, error))
+            })
+        }));
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! What the tests against real servers share.
 #![allow(dead_code)] // no test uses all of it
 
+pub(crate) mod run;
+
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,

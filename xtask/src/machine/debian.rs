@@ -1,6 +1,9 @@
 //! Installing from Debian's packages.
 
-use super::requirement::{JAVA_PACKAGE, Missing};
+use super::{
+    autostart::HeldBack,
+    requirement::{JAVA_PACKAGE, Missing},
+};
 use crate::{interrupt::Interrupt, stop::Stop};
 use std::{
     fs, io,
@@ -34,6 +37,15 @@ impl System {
     pub(super) fn can_install(&self) -> bool {
         self.is_debian && self.access != Access::None
     }
+
+    pub(super) fn as_root(&self, program: &str) -> Command {
+        if self.access != Access::Sudo {
+            return Command::new(program);
+        }
+        let mut sudo = Command::new("sudo");
+        sudo.args(["-n", program]);
+        sudo
+    }
 }
 
 fn access() -> Access {
@@ -47,7 +59,7 @@ fn access() -> Access {
     }
 }
 
-fn succeeds(command: &[&str]) -> bool {
+pub(super) fn succeeds(command: &[&str]) -> bool {
     Command::new(command[0]).args(&command[1..]).output().is_ok_and(|done| done.status.success())
 }
 
@@ -81,22 +93,17 @@ pub(super) fn packages(missing: &[Missing], system: &System) -> Vec<&'static str
     packages
 }
 
-/// `apt-get update`, then `apt-get install`, as few packages as will do.
+/// `apt-get update`, then `apt-get install`, as few packages as will do. No RabbitMQ is started by that.
 pub(super) fn install(packages: &[&str], system: &System, interrupt: &Interrupt) -> Result<(), Stop> {
     apt(&["update"], system, interrupt)?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(packages);
+    let _held_back = HeldBack::new(packages, system);
     apt(&arguments, system, interrupt)
 }
 
 fn apt(arguments: &[&str], system: &System, interrupt: &Interrupt) -> Result<(), Stop> {
-    let mut command = match system.access {
-        Access::Sudo => Command::new("sudo"),
-        _ => Command::new("env"),
-    };
-    if system.access == Access::Sudo {
-        command.args(["-n", "env"]);
-    }
+    let mut command = system.as_root("env");
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"]);
     // Another apt may be at work, for five minutes at most. No terminal of its own: it runs in the background.
     command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]).args(arguments);

@@ -1,5 +1,6 @@
 //! What the tasks need of the machine: look, install from Debian's packages where that is allowed, otherwise say so.
 
+mod autostart;
 mod debian;
 mod requirement;
 

@@ -60,7 +60,9 @@ impl ServerError {
     pub(super) fn with_output(mut self, output: &str) -> Self {
         let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
         self.log = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-        if self.kind == Kind::Failed && output.contains("Address already in use") {
+        // The second is how Erlang says it.
+        let taken = ["Address already in use", "eaddrinuse"].iter().any(|words| output.contains(words));
+        if self.kind == Kind::Failed && taken {
             self.kind = Kind::Clash;
         }
         self
@@ -109,6 +111,9 @@ mod tests {
     #[test]
     fn a_taken_port_is_told_apart() {
         let error = ServerError::failed("x").with_output("bind: Address already in use");
+        assert!(error.is_clash());
+        let error =
+            ServerError::failed("x").with_output("{listen_error,{acceptor,{127,0,0,1},1},eaddrinuse}");
         assert!(error.is_clash());
         assert!(!ServerError::failed("x").with_output("out of memory").is_clash());
     }

@@ -112,12 +112,8 @@ impl RabbitMqBuilder {
             dir: scratch.path().to_owned(),
             user: self.user.clone(),
             password: self.password.clone(),
-            // Has no name in rabbitmq.conf.
-            arguments: self.tick.map_or_else(String::new, |tick| {
-                format!("-rabbit channel_tick_interval {}", tick.as_millis())
-            }),
         };
-        node.write_files(&self.config(ports, certificates.as_ref()))?;
+        node.write_files(&self.config(ports, certificates.as_ref()), &self.advanced_config())?;
         let process = Slot::new("rabbitmq", scratch.path().join("log"));
         let port_mapper = Slot::new("epmd", scratch.path().join("epmd.log"));
         let rabbitmq = RabbitMq { process, port_mapper, node, certificates, _scratch: scratch };
@@ -129,8 +125,6 @@ impl RabbitMqBuilder {
         let mut all = BTreeMap::new();
         let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
         set("listeners.tcp.1", format!("127.0.0.1:{}", ports.plain));
-        set("default_user", self.user.clone());
-        set("default_pass", self.password.clone());
         if let Some(certificates) = tls {
             set("listeners.ssl.1", format!("127.0.0.1:{}", ports.tls));
             set("ssl_options.cacertfile", certificates.authority().display().to_string());
@@ -143,6 +137,22 @@ impl RabbitMqBuilder {
         all.extend(self.options.clone());
         all.iter().map(|(name, value)| format!("{name} = {value}\n")).collect()
     }
+
+    /// What `rabbitmq.conf` has no name for, and what it would misread: a `#` starts a comment there.
+    fn advanced_config(&self) -> String {
+        let mut settings =
+            format!("{{default_user, {}}}, {{default_pass, {}}}", binary(&self.user), binary(&self.password));
+        if let Some(tick) = self.tick {
+            settings.push_str(&format!(", {{channel_tick_interval, {}}}", tick.as_millis()));
+        }
+        format!("[{{rabbit, [{settings}]}}].\n")
+    }
+}
+
+/// A text as an Erlang term.
+fn binary(text: &str) -> String {
+    let bytes: Vec<String> = text.bytes().map(|byte| byte.to_string()).collect();
+    format!("<<{}>>", bytes.join(","))
 }
 
 #[cfg(test)]

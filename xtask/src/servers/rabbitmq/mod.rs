@@ -8,6 +8,7 @@ pub use self::builder::RabbitMqBuilder;
 use self::node::Node;
 use super::{Certificates, ServerError, process::Slot, scratch::Scratch};
 use std::{
+    fs,
     io::{Read, Write},
     net::{Ipv4Addr, TcpStream},
     path::PathBuf,
@@ -19,7 +20,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// A RabbitMQ server of one's own on 127.0.0.1. Killed, and its folder removed, on drop.
 ///
 /// What is durable is on disk and survives [`RabbitMq::stop`] and [`RabbitMq::kill`]: durable queues, exchanges and
-/// bindings, persistent messages, quorum queues. No plugin is enabled. Neither a full disk nor much memory in use makes
+/// bindings, persistent messages that were confirmed, quorum queues (but see [`RabbitMq::sync`]). No plugin is enabled. Neither a full disk nor much memory in use makes
 /// it block publishers before there are 50 MB left of the one and 2 GB taken of the other.
 #[derive(Debug)]
 pub struct RabbitMq {
@@ -95,7 +96,17 @@ impl RabbitMq {
         self.port_mapper.kill();
     }
 
-    /// Kills it by SIGKILL.
+    /// Writes out what this version keeps back for up to three seconds: which quorum queues there are. A quorum queue
+    /// that was declared shortly before a [`RabbitMq::kill`] comes back empty, confirmed messages or not; so a test calls
+    /// this between the two.
+    ///
+    /// # Errors
+    /// As [`RabbitMq::ctl`].
+    pub fn sync(&self) -> Result<(), ServerError> {
+        self.ctl(&["eval", "[ok = dets:sync(Table) || Table <- dets:all()]."]).map(drop)
+    }
+
+    /// Kills it by SIGKILL. What was declared shortly before may need [`RabbitMq::sync`] first.
     pub fn kill(&self) {
         self.process.kill();
         self.port_mapper.kill();
@@ -126,11 +137,17 @@ impl RabbitMq {
         start(&self.port_mapper, &self.node.port_mapper_command(), || listens(mapper))?;
         let is_ready = || answers(self.port()) && self.tls_port().is_none_or(listens);
         let started = self.node.command().and_then(|command| start(&self.process, &command, is_ready));
-        if started.is_err() {
+        started.map_err(|error| {
             self.port_mapper.kill();
-        }
-        started
+            let log = fs::read(self.process.log()).unwrap_or_default();
+            error.with_output(up_to_the_failure(&String::from_utf8_lossy(&log)))
+        })
     }
+}
+
+/// Without the crash reports of Erlang, which are long, come last, and say nothing more.
+fn up_to_the_failure(log: &str) -> &str {
+    log.split("\nBOOT FAILED").next().unwrap_or(log)
 }
 
 fn start(slot: &Slot, command: &[String], is_ready: impl Fn() -> bool) -> Result<(), ServerError> {

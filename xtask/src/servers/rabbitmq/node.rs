@@ -31,8 +31,6 @@ pub(super) struct Node {
     pub(super) dir: PathBuf,
     pub(super) user: String,
     pub(super) password: String,
-    /// Further arguments of the Erlang machine.
-    pub(super) arguments: String,
 }
 
 /// Leaves the password out.
@@ -48,9 +46,10 @@ impl std::fmt::Debug for Node {
 
 impl Node {
     /// Writes what the node reads at its start.
-    pub(super) fn write_files(&self, config: &str) -> Result<(), ServerError> {
+    pub(super) fn write_files(&self, config: &str, advanced: &str) -> Result<(), ServerError> {
         let write = || {
             fs::write(self.dir.join("rabbitmq.conf"), config)?;
+            fs::write(self.dir.join("advanced.config"), advanced)?;
             fs::write(self.dir.join("enabled_plugins"), "[].\n")?;
             // Erlang refuses a cookie that others may read. Nobody but this machine's users can get at the port.
             let mut cookie = fs::OpenOptions::new()
@@ -73,10 +72,10 @@ impl Node {
 
     pub(super) fn port_mapper_command(&self) -> Vec<String> {
         let port = self.ports.mapper.to_string();
-        ["epmd", "-address", "127.0.0.1", "-port", &port].map(str::to_owned).to_vec()
+        self.only_with(&[], &["epmd", "-address", "127.0.0.1", "-port", &port])
     }
 
-    /// The server, as one process: nothing of its environment is ours but what is listed here.
+    /// The server, as one process.
     pub(super) fn command(&self) -> Result<Vec<String>, ServerError> {
         let Ports { node, .. } = self.ports;
         let dir = |name: &str| self.dir.join(name).display().to_string();
@@ -87,20 +86,26 @@ impl Node {
         );
         let variables = [
             ("RABBITMQ_CONFIG_FILE", dir("rabbitmq.conf")),
+            ("RABBITMQ_ADVANCED_CONFIG_FILE", dir("advanced.config")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", dir("enabled_plugins")),
             ("RABBITMQ_MNESIA_BASE", dir("data")),
             ("RABBITMQ_LOG_BASE", dir("logs")),
             ("RABBITMQ_LOGS", "-".to_owned()),
             ("RABBITMQ_DIST_PORT", node.to_string()),
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", format!("+S 2:2 {name} {}", self.arguments)),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", format!("+S 2:2 {name}")),
             // Else the shell stays as the parent of the server, and a SIGKILL would reach only the shell.
             ("RUNNING_UNDER_SYSTEMD", "true".to_owned()),
         ];
+        Ok(self.only_with(&variables, &[&program("rabbitmq-server")?]))
+    }
+
+    /// The command that runs `words` with these variables, the common ones, and no others.
+    fn only_with(&self, variables: &[(&'static str, String)], words: &[&str]) -> Vec<String> {
         let mut command = vec!["env".to_owned(), "-i".to_owned()];
-        let all = self.environment().into_iter().chain(variables);
-        command.extend(all.map(|(name, value)| format!("{name}={value}")));
-        command.push(program("rabbitmq-server")?);
-        Ok(command)
+        let all = self.environment();
+        command.extend(all.iter().chain(variables).map(|(name, value)| format!("{name}={value}")));
+        command.extend(words.iter().map(|&word| word.to_owned()));
+        command
     }
 
     pub(super) fn ctl(&self, arguments: &[&str]) -> Result<String, ServerError> {
@@ -126,6 +131,8 @@ impl Node {
             ("ERL_EPMD_PORT", self.ports.mapper.to_string()),
             // A port mapper started by Erlang would stay for ever.
             ("ERL_FLAGS", "-start_epmd false".to_owned()),
+            // None: nobody reads it, and it would be in the folder of the caller.
+            ("ERL_CRASH_DUMP_SECONDS", "0".to_owned()),
         ]
     }
 }
@@ -157,7 +164,6 @@ mod tests {
             dir: "/x".into(),
             user: "ann".into(),
             password: "p/@ss:%".into(),
-            arguments: String::new(),
         }
     }
 

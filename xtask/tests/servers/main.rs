@@ -1,5 +1,11 @@
 //! Starts each kind of server for real.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
+mod amqp;
+mod processes;
+mod rabbitmq;
+
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
@@ -7,8 +13,7 @@ use std::{
     time::Duration,
 };
 use xtask::servers::{
-    Certificates, Kafka, RabbitMq, Redis, RedisCluster, RedisSentinel, shared_kafka, shared_rabbitmq,
-    shared_redis,
+    Certificates, Kafka, Redis, RedisCluster, RedisSentinel, shared_kafka, shared_rabbitmq, shared_redis,
 };
 
 #[test]
@@ -181,26 +186,6 @@ fn request(stream: &mut TcpStream, api: i16, version: i16, body: &[u8]) -> io::R
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
-fn rabbitmq_keeps_what_is_durable_over_a_kill_and_a_stop() {
-    let rabbitmq = RabbitMq::start().unwrap();
-    let url = rabbitmq.url();
-    // By what rabbitmqctl can do, without a client: a virtual host is on disk as a durable queue is.
-    rabbitmq.ctl(&["add_vhost", "orders"]).unwrap();
-    rabbitmq.kill();
-    assert!(!rabbitmq.is_running());
-    assert!(TcpStream::connect(("127.0.0.1", rabbitmq.port())).is_err());
-    assert!(rabbitmq.ctl(&["list_vhosts"]).is_err());
-    rabbitmq.start_again().unwrap();
-    assert_eq!(rabbitmq.url(), url);
-    assert!(rabbitmq.ctl(&["list_vhosts"]).unwrap().contains("orders"));
-    rabbitmq.stop();
-    assert!(TcpStream::connect(("127.0.0.1", rabbitmq.port())).is_err());
-    rabbitmq.start_again().unwrap();
-    assert!(rabbitmq.ctl(&["list_vhosts"]).unwrap().contains("orders"));
-}
-
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
 fn the_shared_servers_answer_and_stay() {
     let url = shared_redis();
     assert_eq!(shared_redis(), url);
@@ -208,6 +193,8 @@ fn the_shared_servers_answer_and_stay() {
     assert_eq!(done.stdout, b"PONG\n");
     let rabbitmq = shared_rabbitmq();
     assert_eq!(shared_rabbitmq(), rabbitmq);
+    let port = rabbitmq.strip_prefix("amqp://guest:guest@127.0.0.1:").unwrap().strip_suffix("/%2f").unwrap();
+    amqp::Client::log_on(port.parse().unwrap(), "guest", "guest").unwrap();
     let kafka = shared_kafka();
     assert_eq!(shared_kafka(), kafka);
     // ApiVersions (18) version 0, which every client sends first.

@@ -1,0 +1,229 @@
+//! What goes wrong at the start, and queues that are other ones.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
+mod common;
+
+use std::{future::poll_fn, time::Duration};
+
+use common::{LIMIT, admin, connected, consumer, drive, numbers, produce, publisher, queue, unique};
+use consumer_amqp::{AmqpAdmin, AmqpError, AmqpPublisher, AmqpSource, AmqpSourceBuilder, Exchange, Queue};
+use consumer_core::{Demand, Event, Source, SourceError, runtime::Ordering};
+use consumer_testing::proxy::{Direction, Proxy};
+use tokio::time::timeout;
+use xtask::servers::{RabbitMq, shared_rabbitmq};
+
+/// The error that ends the source; it does not hang.
+async fn failure(builder: AmqpSourceBuilder) -> SourceError {
+    common::log();
+    let mut source = builder.build().unwrap();
+    let mut out = Vec::new();
+    loop {
+        match timeout(LIMIT, poll_fn(|cx| source.poll_event(cx, 10, &mut out))).await.expect("in time") {
+            Ok(event) => assert_ne!(event, Event::Connected),
+            Err(error) => return error,
+        }
+    }
+}
+
+fn with_password(url: &str, password: &str) -> String {
+    url.replace("guest:guest@", &format!("guest:{password}@"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_wrong_password_is_told_and_not_shown() {
+    let url = with_password(&shared_rabbitmq(), "wr0ng");
+    let error = failure(consumer(&url, "orders")).await;
+    let shown = format!("{error} {error:?}");
+    assert!(shown.contains("password") && shown.contains("`guest`"), "{shown}");
+    let error = admin(&url).depth("orders").await.unwrap_err();
+    assert!(error.is_authentication(), "{error:?}");
+    let shown = format!("{shown} {error} {error:?} {:?} {:?}", admin(&url), consumer(&url, "orders"));
+    assert!(!shown.contains("wr0ng"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_vhost_that_does_not_exist_is_named() {
+    let url = shared_rabbitmq().replace("/%2f", "/nowhere");
+    let error = failure(consumer(&url, "orders")).await.to_string();
+    assert!(error.contains("no vhost `nowhere`"), "{error}");
+    assert!(admin(&url).depth("orders").await.unwrap_err().is_missing());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_broker_is_named_after_the_start_timeout() {
+    let url = format!("amqp://127.0.0.1:{}", xtask::servers::free_port().unwrap());
+    let error = failure(consumer(&url, "orders").start_timeout(Duration::from_secs(1))).await.to_string();
+    assert!(error.contains(&url["amqp://".len()..]) && error.contains("cannot be reached"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_broker_that_does_not_answer_is_given_up_after_the_start_timeout() {
+    let url = shared_rabbitmq();
+    let port: u16 = url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+    let proxy = Proxy::start(([127, 0, 0, 1], port)).await.unwrap();
+    proxy.hang(Direction::Both);
+    let url = url.replace(&port.to_string(), &proxy.port().to_string());
+    let error = failure(consumer(&url, "orders").start_timeout(Duration::from_secs(1))).await.to_string();
+    assert!(error.contains(&proxy.port().to_string()) && error.contains("within"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_queue_that_is_another_one_is_an_error_that_shows_both_sides() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let theirs = Queue::classic(&name).dead_letter(format!("{name}.theirs")).argument("x-max-length", 10);
+    admin(&url).ensure_queue(theirs.clone()).await.unwrap();
+    let error = failure(consumer(&url, &name)).await.to_string();
+    for part in ["x-queue-type", "classic", "quorum", "x-dead-letter-routing-key", ".theirs", ".dead"] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+    let refused: AmqpError = admin(&url).ensure_queue(Queue::quorum(&name)).await.unwrap_err();
+    assert!(refused.is_mismatch(), "{refused:?}");
+
+    // Taken on request, and not changed by that.
+    produce(&publisher(&url), &name, 0..3).await;
+    let mut member = drive(consumer(&url, &name).accept_foreign_queue());
+    let got = member.take(3, "what is in the foreign queue").await;
+    member.ack(&got);
+    member.close().await;
+    admin(&url).check_queue(theirs).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn an_order_is_not_taken_from_a_queue_that_several_may_consume() {
+    let url = shared_rabbitmq();
+    let name = queue(&url).await;
+    let single = Queue::quorum(&name).single_active_consumer();
+    let mut source = AmqpSource::builder(&url).queue(single).accept_foreign_queue().build().unwrap();
+    source.configure(Demand::new(10).ordered(Ordering::Key)).unwrap();
+    let mut out = Vec::new();
+    let error = timeout(LIMIT, poll_fn(|cx| source.poll_event(cx, 10, &mut out))).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("x-single-active-consumer"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_is_only_checked_is_not_created() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let error = failure(consumer(&url, &name).check_only()).await.to_string();
+    assert!(error.contains(&format!("{name}.dead")) && error.contains("does not exist"), "{error}");
+    assert!(admin(&url).check_queue(&*name).await.unwrap_err().is_missing());
+    assert_eq!(admin(&url).depth(&name).await.unwrap(), None);
+    assert_eq!(admin(&url).depth(&format!("{name}.dead")).await.unwrap(), None);
+
+    admin(&url).ensure_queue(&*name).await.unwrap();
+    let mut member = drive(consumer(&url, &name).check_only());
+    connected(&mut member).await;
+    member.close().await;
+    // Its dead letters would have nowhere to go.
+    admin(&url).delete_queue(&format!("{name}.dead")).await.unwrap();
+    let error = failure(consumer(&url, &name).check_only()).await.to_string();
+    assert!(error.contains(&format!("`{name}.dead`")), "{error}");
+    let bound = Queue::quorum(&name).without_dead_letter().bind(Exchange::fanout(unique("nowhere")), "");
+    let error = failure(AmqpSource::builder(&url).queue(bound).check_only().accept_foreign_queue()).await;
+    assert!(error.to_string().contains("exchange"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn an_exchange_of_another_kind_is_an_error() {
+    let url = shared_rabbitmq();
+    let name = unique("x");
+    admin(&url).ensure_exchange(Exchange::fanout(&name)).await.unwrap();
+    admin(&url).ensure_exchange(Exchange::fanout(&name)).await.unwrap();
+    let error = admin(&url).ensure_exchange(Exchange::topic(&name)).await.unwrap_err();
+    assert!(error.is_mismatch() && error.to_string().contains("fanout"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_user_that_may_only_read_consumes_what_is_there() {
+    let server = RabbitMq::start().unwrap();
+    let url = server.url();
+    let name = queue(&url).await;
+    produce(&publisher(&url), &name, 0..2).await;
+    server.ctl(&["add_user", "reader", "r3ader"]).unwrap();
+    server.ctl(&["set_permissions", "reader", "^$", "^$", ".*"]).unwrap();
+    let reader = url.replace("guest:guest@", "reader:r3ader@");
+    let mut member = drive(consumer(&reader, &name));
+    let got = member.take(2, "all").await;
+    assert_eq!(numbers(&got), [0, 1]);
+    member.ack(&got);
+    member.close().await;
+    // It may not publish, and nothing else comes of that.
+    let refused = publisher(&reader);
+    let sent: Vec<_> = (0..3_u32)
+        .map(|n| {
+            let message = consumer_core::Message::builder().payload(n.to_string()).build();
+            consumer_core::Publisher::publish(&refused, consumer_core::Outgoing::new(&*name, message))
+        })
+        .collect();
+    for answer in sent {
+        let error = answer.await.unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains("ACCESS_REFUSED"), "{error:?}");
+    }
+    // A vhost that it may not enter.
+    server.ctl(&["add_vhost", "closed"]).unwrap();
+    let error = failure(consumer(&reader.replace("/%2f", "/closed"), &name)).await.to_string();
+    assert!(error.contains("`reader`") && error.contains("`closed`"), "{error}");
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn tls_with_and_without_a_client_certificate() {
+    let server = RabbitMq::builder().tls_with_client_certificate().start().unwrap();
+    let certificates = server.certificates().unwrap();
+    let url = server.tls_url().unwrap();
+    let full = format!(
+        "{url}?cacertfile={}&certfile={}&keyfile={}",
+        certificates.authority().display(),
+        certificates.client_certificate().display(),
+        certificates.client_key().display()
+    );
+    let name = queue(&full).await;
+    produce(&AmqpPublisher::builder(&full).build().unwrap(), &name, 0..3).await;
+    let builder = AmqpSource::builder(&url)
+        .queue(&*name)
+        .ca_certificate(certificates.authority())
+        .client_certificate(certificates.client_certificate(), certificates.client_key());
+    let mut member = drive(builder);
+    let got = member.take(3, "over TLS").await;
+    member.ack(&got);
+    member.close().await;
+
+    // Without a certificate the broker ends the connection; without its authority we do.
+    let without = format!("{url}?cacertfile={}", certificates.authority().display());
+    for url in [without, url] {
+        let builder = consumer(&url, &name).start_timeout(Duration::from_secs(2));
+        let error = failure(builder).await.to_string();
+        assert!(error.contains("cannot be reached") || error.contains("within"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_found_without_the_network() {
+    let refused = |builder: AmqpSourceBuilder| {
+        let error = builder.build().unwrap_err();
+        assert!(error.is_config(), "{error:?}");
+        error.to_string()
+    };
+    let local = || AmqpSource::builder("amqp://localhost");
+    assert!(refused(local()).contains("queue"));
+    assert!(refused(AmqpSource::builder("http://ann:s3cret@h").queue("q")).contains("amqp://"));
+    assert!(refused(local().queue("q").heartbeat(Duration::ZERO)).contains("heartbeat"));
+    assert!(refused(local().queue("q").consumer_timeout(Duration::ZERO)).contains("consumer_timeout"));
+    assert!(refused(local().queue("q").ca_certificate("ca.pem")).contains("amqps://"));
+    let error = refused(AmqpSource::builder("amqps://localhost").queue("q").ca_certificate("no-such.pem"));
+    assert!(error.contains("no-such.pem") || error.contains("feature `tls`"), "{error}");
+    assert!(AmqpAdmin::new("amqp://h/a/b").unwrap_err().is_config());
+    let error = AmqpPublisher::builder("amqp://localhost").timeout(Duration::ZERO).build().unwrap_err();
+    assert!(error.is_config(), "{error:?}");
+}
