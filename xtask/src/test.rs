@@ -42,10 +42,13 @@ pub(crate) enum Step {
 }
 
 /// The examples that can be built with more or fewer brokers and stores, and what to build them with.
-const EXAMPLES: [(&str, &str); 6] = [
+const EXAMPLES: [(&str, &str); 9] = [
     ("orders", ""),
     ("orders", "kafka,redis"),
     ("orders", "amqp,redis"),
+    ("checkout", ""),
+    ("checkout", "kafka"),
+    ("checkout", "amqp"),
     ("fan-out", ""),
     ("fan-out", "kafka"),
     ("fan-out", "amqp"),

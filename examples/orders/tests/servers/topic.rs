@@ -73,7 +73,10 @@ impl Server {
     pub(crate) fn kill(&self) {
         match self {
             Self::Kafka(kafka) => kafka.kill(),
-            Self::RabbitMq(rabbitmq) => rabbitmq.kill(),
+            Self::RabbitMq(rabbitmq) => {
+                rabbitmq.sync().unwrap();
+                rabbitmq.kill();
+            }
         }
     }
 
