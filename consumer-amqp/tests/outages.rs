@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{
-    LIMIT, admin, connected, consumer, contents, drive, number, numbers, produce, publisher, queue,
+    LIMIT, admin, by_proxy, connected, consumer, contents, drive, number, numbers, produce, publisher, queue,
     run::{Run, until},
 };
 use consumer_amqp::AmqpPublisher;
@@ -19,20 +19,10 @@ use consumer_core::{
     DedupLayer, Event, Message, Outgoing, Publisher, Settlement, Source, Tag, memory::MemoryStore,
     runtime::Stack,
 };
-use consumer_testing::proxy::{Direction, Proxy};
+use consumer_testing::proxy::Direction;
 use tokio::sync::Semaphore;
 use tower::{ServiceBuilder, service_fn};
 use xtask::servers::{RabbitMq, shared_rabbitmq};
-
-/// The server behind a proxy: its URL by way of that.
-async fn by_proxy(url: &str) -> (Proxy, String) {
-    let (front, rest) = url.rsplit_once(':').unwrap();
-    let (port, vhost) = rest.split_once('/').unwrap();
-    let port: u16 = port.parse().unwrap();
-    let proxy = Proxy::start(([127, 0, 0, 1], port)).await.unwrap();
-    let url = format!("{front}:{}/{vhost}", proxy.port());
-    (proxy, url)
-}
 
 /// Calls by number, each of which waits until it is let through.
 #[derive(Clone)]

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{admin, connected, consumer, drive, numbers, produce, publisher, queue};
-use consumer_amqp::{AmqpDelivery, AmqpSource};
+use consumer_amqp::{AmqpDelivery, AmqpSource, Queue};
 use consumer_core::{Demand, Event, Settlement, Source, runtime::Ordering};
 use xtask::servers::shared_rabbitmq;
 
@@ -38,21 +38,38 @@ async fn what_is_acked_is_gone_and_what_is_not_comes_again() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
 async fn after_a_clean_close_nothing_that_was_acked_comes_again_in_200_runs() {
-    const RUNS: u32 = 200;
+    clean_closes(200, Queue::quorum(common::unique("q"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn after_a_clean_close_of_a_single_active_consumer_nothing_comes_again_either() {
+    clean_closes(100, Queue::quorum(common::unique("q")).single_active_consumer()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn after_a_clean_close_nothing_comes_again_from_a_classic_queue() {
+    clean_closes(50, Queue::classic(common::unique("q"))).await;
+}
+
+async fn clean_closes(runs: u32, described: Queue) {
     const EACH: u32 = 150;
     let url = shared_rabbitmq();
     let publisher = publisher(&url);
-    let queue = queue(&url).await;
-    for run in 0..RUNS {
+    admin(&url).ensure_queue(described.clone()).await.unwrap();
+    let queue = described.name().to_owned();
+    let consumer = || AmqpSource::builder(&url).queue(described.clone());
+    for run in 0..runs {
         produce(&publisher, &queue, 0..EACH).await;
-        let mut member = drive(consumer(&url, &queue).prefetch(200));
+        let mut member = drive(consumer().prefetch(200));
         let got = member.take(EACH as usize, "all").await;
         // Two of three, so that the close begins with a hundred frames on their way.
         let (kept, acked): (Vec<_>, Vec<_>) =
             got.into_iter().partition(|d| (d.tag.seq + u64::from(run)) % 3 == 0);
         member.ack(&acked);
         member.close().await;
-        let mut next = drive(consumer(&url, &queue));
+        let mut next = drive(consumer());
         let left = next.take(kept.len(), "what was not acked").await;
         assert_eq!(numbers(&left), numbers(&kept), "in run {run} something that was acked came again");
         next.ack(&left);
@@ -69,12 +86,12 @@ async fn a_flush_is_done_when_the_broker_has_every_ack() {
     produce(&publisher(&url), &queue, 0..100).await;
     let mut member = drive(consumer(&url, &queue));
     let got = member.take(100, "all").await;
-    member.ack(got.iter().rev().take(60));
+    member.ack(got.iter().rev().take(25));
     member.flush().await;
     // The connection goes without a word.
     drop(member);
     let mut next = drive(consumer(&url, &queue));
-    assert_eq!(numbers(&next.take(40, "what was not acked").await), (0..40).collect::<Vec<_>>());
+    assert_eq!(numbers(&next.take(75, "what was not acked").await), (0..75).collect::<Vec<_>>());
     next.close().await;
 }
 
@@ -104,9 +121,7 @@ async fn the_prefetch_bounds_what_is_taken_from_the_queue() {
     let url = shared_rabbitmq();
     let queue = queue(&url).await;
     produce(&publisher(&url), &queue, 0..100).await;
-    let mut source = consumer(&url, &queue).build().unwrap();
-    source.configure(Demand::new(10)).unwrap();
-    let mut member = consumer_testing::drive::Driven::new(source, common::LIMIT);
+    let mut member = drive(consumer(&url, &queue)).demand(10);
     let got = member.take(10, "ten").await;
     let depth = async {
         while admin(&url).depth(&queue).await.unwrap() != Some(90) {
@@ -166,12 +181,12 @@ async fn what_cannot_be_consumed_as_asked_is_said_before_the_first_connection() 
     assert!(error.contains("2001") && error.contains("2000") && error.contains("orders"), "{error}");
     source(quorum()).configure(Demand::new(2_000)).unwrap();
     source(quorum().prefetch(100)).configure(Demand::new(5_000)).unwrap();
-    let classic = || AmqpSource::builder("amqp://localhost").queue(consumer_amqp::Queue::classic("orders"));
+    let classic = || AmqpSource::builder("amqp://localhost").queue(Queue::classic("orders"));
     source(classic()).configure(Demand::new(2_001)).unwrap();
     assert!(refused(source(classic()), Demand::new(70_000)).contains("65,535"));
     let error = refused(source(quorum()), Demand::new(10).ordered(Ordering::Partition));
     assert!(error.contains("single_active_consumer"), "{error}");
-    let single = consumer_amqp::Queue::quorum("orders").single_active_consumer();
+    let single = Queue::quorum("orders").single_active_consumer();
     source(AmqpSource::builder("amqp://localhost").queue(single))
         .configure(Demand::new(10).ordered(Ordering::Partition))
         .unwrap();
@@ -182,8 +197,7 @@ async fn what_cannot_be_consumed_as_asked_is_said_before_the_first_connection() 
 async fn the_second_consumer_of_a_single_active_queue_stands_by() {
     let url = shared_rabbitmq();
     let name = common::unique("q");
-    let builder =
-        || AmqpSource::builder(&url).queue(consumer_amqp::Queue::quorum(&name).single_active_consumer());
+    let builder = || AmqpSource::builder(&url).queue(Queue::quorum(&name).single_active_consumer());
     let mut first = drive(builder());
     connected(&mut first).await;
     let mut second = drive(builder());
@@ -196,4 +210,27 @@ async fn the_second_consumer_of_a_single_active_queue_stands_by() {
     assert_eq!(numbers(&got), [5, 6, 7, 8, 9]);
     assert_eq!(second.events, [Event::Connected]);
     second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_order_of_a_single_active_consumer_is_kept_over_a_close() {
+    let url = shared_rabbitmq();
+    let publisher = publisher(&url);
+    let described = Queue::quorum(common::unique("q")).single_active_consumer();
+    admin(&url).ensure_queue(described.clone()).await.unwrap();
+    let consumer = || AmqpSource::builder(&url).queue(described.clone());
+    for run in 0..30 {
+        produce(&publisher, described.name(), 0..20).await;
+        let mut member = drive(consumer().prefetch(10));
+        let got = member.take(10, "as many as it may hold").await;
+        // Makes room at the broker, which sends two more as the close begins.
+        member.ack(&got[..2]);
+        member.close().await;
+        let mut next = drive(consumer());
+        let rest = next.take(18, "the rest").await;
+        assert_eq!(numbers(&rest), (2..20).collect::<Vec<_>>(), "in run {run}");
+        next.ack(&rest);
+        next.close().await;
+    }
 }

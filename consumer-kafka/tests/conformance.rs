@@ -11,6 +11,9 @@ use consumer_kafka::{GroupProtocol, KafkaPublisher, KafkaSource};
 use consumer_testing::conformance::{self, BrokerUnderTest, Capabilities};
 use xtask::servers::shared_kafka;
 
+/// A member keeps what it holds over a lost connection: `cut` is about brokers that take it away.
+const CAPABILITIES: Capabilities = Capabilities { cut: false, delayed: false, ..Capabilities::ALL };
+
 struct Kafka {
     brokers: String,
     protocol: GroupProtocol,
@@ -38,7 +41,7 @@ impl BrokerUnderTest for Kafka {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { delayed: false, ..Capabilities::default() }
+        CAPABILITIES
     }
 
     fn patience(&self) -> Duration {
@@ -66,4 +69,9 @@ async fn the_source_conforms_with_the_consumer_protocol() {
 #[ignore = "needs servers: cargo xtask test"]
 async fn the_publisher_conforms() {
     conformance::publisher::run_all(&kafka(GroupProtocol::Classic)).await;
+}
+
+#[test]
+fn the_document_says_what_kafka_can_do() {
+    conformance::check_column(include_str!("../../docs/conformance.md"), "Kafka", CAPABILITIES);
 }

@@ -8,16 +8,19 @@ use std::{
     time::Duration,
 };
 
-use consumer_core::{Delivery, Event, Settlement, Source, SourceError, Tag};
+use consumer_core::{Delivery, Demand, Event, Settlement, Source, SourceError, Tag};
 use tokio::time::timeout;
 
 /// Drives a [`Source`] as async calls, each bounded by a patience.
 ///
-/// Deliveries are buffered, other events are recorded. A scope that is closing is released at once, and what it had
+/// The source is told its demand before the first poll, as the runtime does. Deliveries are buffered, other events are
+/// recorded. A scope that is closing is released at once, and what it had
 /// buffered is dropped, unless [`keep_scopes`](Self::keep_scopes) was called.
 pub struct Driven<S> {
     source: S,
     patience: Duration,
+    /// What the source is told of it before the first poll.
+    demand: Option<usize>,
     room: usize,
     ack: bool,
     keep_scopes: bool,
@@ -34,6 +37,7 @@ impl<S: Source> Driven<S> {
         Self {
             source,
             patience,
+            demand: Some(1_000),
             room: 100,
             ack: false,
             keep_scopes: false,
@@ -43,7 +47,16 @@ impl<S: Source> Driven<S> {
         }
     }
 
-    /// Bounds what is buffered; 100 by default.
+    /// Says before the first poll that no more than `held` deliveries are held at once, settled ones not among them, and
+    /// bounds the room by it. By default it is 1,000, and the room 100.
+    #[must_use]
+    pub fn demand(mut self, held: usize) -> Self {
+        self.demand = Some(held);
+        self.room = self.room.min(held);
+        self
+    }
+
+    /// Bounds what is buffered.
     pub fn set_room(&mut self, room: usize) {
         self.room = room;
     }
@@ -53,6 +66,11 @@ impl<S: Source> Driven<S> {
     pub fn acking(mut self) -> Self {
         self.ack = true;
         self
+    }
+
+    /// Stops acking, or begins to.
+    pub fn set_acking(&mut self, ack: bool) {
+        self.ack = ack;
     }
 
     /// Leaves the release of closing scopes to the caller.
@@ -75,6 +93,9 @@ impl<S: Source> Driven<S> {
     /// # Panics
     /// When the source pushes more than the room it was given.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, SourceError>> {
+        if let Some(held) = self.demand.take() {
+            self.source.configure(Demand::new(held))?;
+        }
         let mut out = Vec::new();
         let room = self.room.saturating_sub(self.buffer.len());
         let event = self.source.poll_event(cx, room, &mut out);
@@ -103,6 +124,11 @@ impl<S: Source> Driven<S> {
             }
         }
         event
+    }
+
+    /// What is buffered, without waiting for more.
+    pub fn take_buffered(&mut self) -> Vec<Delivery> {
+        self.buffer.drain(..).collect()
     }
 
     /// The next delivery; `None` when none came in time, or the source has ended.

@@ -64,9 +64,9 @@ The first line is for `orders`, the second for single tests. Or with everything 
   {orders} produce --broker kafka://{kafka} --topic orders.placed --count 1000 --duplicates 0.2
   {orders} consume --broker kafka://{kafka} --store {redis} --topic orders.placed --until-idle 10s
 
-For RabbitMQ instead of Kafka: `--features amqp,redis`, and
+On RabbitMQ: `--features amqp,redis`, and either `--broker {rabbitmq}` or
 
-  export BROKER_URL={rabbitmq}        (or --broker {rabbitmq})
+  export BROKER_URL={rabbitmq} STORE_URL={redis}
 "
     )
 }

@@ -35,6 +35,8 @@ use crate::{
 /// How long acks wait for the gap before them to close.
 const GAP: Duration = Duration::from_millis(10);
 const OK: u16 = 200;
+const CONSUME: BasicConsumeOptions =
+    BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
 
 pub(super) type Written = Pin<Box<dyn Future<Output = Result<(), lapin::Error>> + Send>>;
 
@@ -46,6 +48,8 @@ pub(super) struct Session {
     pub(super) scope: u64,
     pub(super) since: Instant,
     prefetch: u16,
+    /// One consumer at a time has the queue.
+    single: bool,
     window: Window,
     reader: Reader,
     hold: Hold,
@@ -82,9 +86,8 @@ impl Session {
             .basic_qos(prefetch, BasicQosOptions { global: false })
             .await
             .map_err(|error| wrong("the prefetch cannot be set for", error))?;
-        let how = BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
         let consumer = channel
-            .basic_consume(queue.into(), "".into(), how, FieldTable::default())
+            .basic_consume(queue.into(), "".into(), CONSUME, FieldTable::default())
             .await
             .map_err(|error| wrong("rabbitmq does not let us consume from", error))?;
         let now = Instant::now();
@@ -93,6 +96,7 @@ impl Session {
             scope: SCOPE.fetch_add(1, Ordering::Relaxed),
             since: now,
             prefetch,
+            single: options.queue.is_single_active_consumer(),
             window: Window::new(),
             reader: Reader::new(queue),
             hold,
@@ -242,7 +246,8 @@ impl Session {
     pub(super) fn flush(&mut self) -> Flush {
         self.tell_all();
         let (channel, prefetch) = (self.channel.clone(), self.prefetch);
-        // A channel works off its frames in order, so the answer to a later one tells of those before it.
+        // A channel works off its frames in order, so the answer to a later one tells that it has those before it. (How soon
+        // a quorum queue has them is another matter, see `barrier`; that one would disturb a source that goes on.)
         Flush {
             barrier: Box::pin(
                 async move { channel.basic_qos(prefetch, BasicQosOptions { global: false }).await },
@@ -301,16 +306,33 @@ impl Session {
         Lost { scope, unsettled: acks.map(|seq| Tag { scope, seq }).collect() }
     }
 
-    /// Leaves: takes nothing more, and waits until the broker has taken every ack.
+    /// Leaves when the broker has taken every ack.
     pub(super) async fn close(mut self) -> Result<(), AmqpError> {
         let failed = |error| AmqpError::driver("rabbitmq did not take leave", error);
         self.tell_all();
         std::future::poll_fn(|cx| self.poll_written(cx)).await?;
-        let cancelled = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions { nowait: false });
-        cancelled.await.map_err(failed)?;
+        let _second = self.barrier().await.map_err(failed)?;
         self.depth.look().await.map_err(failed)?;
         self.channel.close(OK, "closed".into()).await.map_err(failed)?;
         self.connection.close(OK, "closed".into()).await.map_err(failed)
+    }
+
+    /// A channel hands a quorum queue 32 commands at a time and keeps further acks to itself until those are applied; when
+    /// it closes it forgets them. Consuming and cancelling are commands that it waits for, and when one is answered, those
+    /// before it are applied and the rest is on its way.
+    ///
+    /// What the queue sends to a consumer that is being cancelled goes back in front of what that one holds. Where order
+    /// matters, a second consumer is asked for instead: it only stands by.
+    async fn barrier(&mut self) -> Result<Option<Consumer>, lapin::Error> {
+        if self.single {
+            let queue = self.consumer.queue();
+            // Cancelled when it is dropped: not before the channel is closed.
+            self.channel.basic_consume(queue, "".into(), CONSUME, FieldTable::default()).await.map(Some)
+        } else {
+            let cancelled =
+                self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions { nowait: false });
+            cancelled.await.map(|()| None)
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use consumer_amqp::{AmqpAdmin, AmqpPublisher, AmqpSource, AmqpSourceBuilder, Queue};
 use consumer_core::{Delivery, Event, Message, Outgoing, Publisher};
-use consumer_testing::drive::Driven;
+use consumer_testing::{drive::Driven, proxy::Proxy};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
@@ -20,6 +20,16 @@ pub(crate) fn unique(what: &str) -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let id = since.as_nanos() ^ u128::from(std::process::id()) << 64;
     format!("{what}-{id}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The server behind a proxy: its URL by way of that.
+pub(crate) async fn by_proxy(url: &str) -> (Proxy, String) {
+    let (front, rest) = url.rsplit_once(':').unwrap();
+    let (port, vhost) = rest.split_once('/').unwrap();
+    let port: u16 = port.parse().unwrap();
+    let proxy = Proxy::start(([127, 0, 0, 1], port)).await.unwrap();
+    let url = format!("{front}:{}/{vhost}", proxy.port());
+    (proxy, url)
 }
 
 /// A quorum queue of a name that is new.
@@ -83,7 +93,8 @@ pub(crate) fn log() {
 /// Everything that is ready in the queue, taken out of it, when it holds nothing back for others.
 pub(crate) async fn contents(url: &str, queue: &str) -> Vec<Message> {
     let depth = admin(url).depth(queue).await.unwrap().expect("the queue exists");
-    let mut reader = drive(consumer(url, queue).accept_foreign_queue());
+    let described = if queue.contains("dead") { Queue::dead_letters(queue) } else { Queue::quorum(queue) };
+    let mut reader = drive(AmqpSource::builder(url).queue(described).accept_foreign_queue());
     let mut messages = Vec::new();
     for _ in 0..depth {
         let got = reader.take(1, "what is in the queue").await;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use consumer_amqp::AmqpSourceBuilder;
 use consumer_core::{
     Consumer, Report,
-    runtime::{Health, Stack},
+    runtime::{Health, Ordering, Stack},
 };
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
@@ -19,10 +19,15 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn start(source: AmqpSourceBuilder, stack: impl Stack) -> Self {
+        Self::start_ordered(source, stack, Ordering::None)
+    }
+
+    pub(crate) fn start_ordered(source: AmqpSourceBuilder, stack: impl Stack, ordering: Ordering) -> Self {
         super::log();
         let stop = Arc::new(Notify::new());
         let told = stop.clone();
         let consumer = Consumer::new(source.build().unwrap(), stack)
+            .ordering(ordering)
             .drain_timeout(Duration::from_millis(500))
             .shutdown(async move { told.notified().await });
         let health = consumer.health();

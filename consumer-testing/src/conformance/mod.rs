@@ -3,6 +3,10 @@
 //! Each rule is one public async function; `run_all` runs them all. A rule that is broken panics and says which. Run
 //! them against a store or broker of your own by implementing [`store::StoreUnderTest`] or [`BrokerUnderTest`].
 //!
+//! The rules of brokers are listed in [`source::RULES`] and [`publisher::RULES`]. One that needs a capability the broker
+//! does not have is reported as such. Where a document says which rules hold for a broker, [`check_column`] holds it to
+//! that.
+//!
 //! ```
 //! use consumer_core::memory::MemoryStore;
 //! use consumer_testing::conformance::store::{self, StoreUnderTest};
@@ -22,8 +26,14 @@
 //! ```
 
 mod broker;
+mod capabilities;
+mod document;
 pub mod publisher;
+mod rules;
 pub mod source;
 pub mod store;
 
-pub use broker::{BrokerUnderTest, Capabilities};
+pub use broker::BrokerUnderTest;
+pub use capabilities::{Capabilities, Capability};
+pub use document::check_column;
+pub use rules::{Rule, RulesReport};

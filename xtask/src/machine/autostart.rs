@@ -1,12 +1,15 @@
 //! Keeps what is installed from running as a service of the machine.
 
-use super::debian::{System, succeeds};
-use std::process::Stdio;
+use super::debian::System;
+use std::{path::Path, process::Stdio};
 
 /// The units of packages whose services listen on all interfaces as they come: RabbitMQ, and Erlang's port mapper. Tests
 /// start servers of their own, so nobody has asked for these.
 const UNITS: [(&str, &[&str]); 1] =
     [("rabbitmq-server", &["rabbitmq-server.service", "epmd.service", "epmd.socket"])];
+
+/// Where packages and administrators put units.
+const FOLDERS: [&str; 2] = ["/lib/systemd/system", "/etc/systemd/system"];
 
 /// Units that do not start when their package is installed. On drop they are given free, but not enabled: whoever wants
 /// the service can have it.
@@ -19,7 +22,7 @@ pub(super) struct HeldBack<'a> {
 impl<'a> HeldBack<'a> {
     pub(super) fn new(packages: &[&str], system: &'a System) -> Self {
         // What was there before is somebody's choice.
-        let is_new = |unit: &&str| !succeeds(&["systemctl", "cat", unit]);
+        let is_new = |unit: &&str| !FOLDERS.iter().any(|folder| Path::new(folder).join(unit).exists());
         let held = Self { units: units_of(packages).filter(is_new).collect(), system };
         held.systemctl("mask");
         held

@@ -59,7 +59,7 @@ fn access() -> Access {
     }
 }
 
-pub(super) fn succeeds(command: &[&str]) -> bool {
+fn succeeds(command: &[&str]) -> bool {
     Command::new(command[0]).args(&command[1..]).output().is_ok_and(|done| done.status.success())
 }
 

@@ -20,7 +20,7 @@ const NO_ARGUMENTS: [u8; 4] = [0; 4];
 impl Client {
     pub(crate) fn log_on(port: u16, user: &str, password: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let mut client = Self { stream };
         client.stream.write_all(b"AMQP\x00\x00\x09\x01")?;
         client.expect((10, 10))?;

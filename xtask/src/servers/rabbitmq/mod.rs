@@ -130,14 +130,14 @@ impl RabbitMq {
         if self.is_running() {
             return Err(ServerError::failed("rabbitmq is running already"));
         }
+        let command = self.node.command()?;
         // Anew with each start: the old one may not have noticed yet that its node has gone, and would refuse the name.
         self.port_mapper.kill();
         self.process.kill();
         let mapper = self.node.ports.mapper;
         start(&self.port_mapper, &self.node.port_mapper_command(), || listens(mapper))?;
         let is_ready = || answers(self.port()) && self.tls_port().is_none_or(listens);
-        let started = self.node.command().and_then(|command| start(&self.process, &command, is_ready));
-        started.map_err(|error| {
+        start(&self.process, &command, is_ready).map_err(|error| {
             self.port_mapper.kill();
             let log = fs::read(self.process.log()).unwrap_or_default();
             error.with_output(up_to_the_failure(&String::from_utf8_lossy(&log)))

@@ -4,7 +4,7 @@ use crate::servers::{ServerError, process};
 use std::{
     env, fs,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -47,7 +47,9 @@ impl std::fmt::Debug for Node {
 impl Node {
     /// Writes what the node reads at its start.
     pub(super) fn write_files(&self, config: &str, advanced: &str) -> Result<(), ServerError> {
+        let server = program("rabbitmq-server")?;
         let write = || {
+            self.link_application(Path::new(&server))?;
             fs::write(self.dir.join("rabbitmq.conf"), config)?;
             fs::write(self.dir.join("advanced.config"), advanced)?;
             fs::write(self.dir.join("enabled_plugins"), "[].\n")?;
@@ -62,6 +64,22 @@ impl Node {
         write().map_err(|error: io::Error| {
             ServerError::io("the configuration of rabbitmq could not be written", error)
         })
+    }
+
+    /// Makes a folder of plugins in which RabbitMQ itself is alone. From the folder it comes with, it would read the
+    /// configuration schemas of all plugins, wanted or not, and take half a second more to start.
+    fn link_application(&self, server: &Path) -> io::Result<()> {
+        let plugins = self.dir.join("plugins");
+        fs::create_dir(&plugins)?;
+        // …/rabbitmq_server-3.10.8/sbin/rabbitmq-server
+        let server = server.canonicalize()?;
+        let home = server.ancestors().nth(2).unwrap_or(&server);
+        for entry in fs::read_dir(home.join("plugins"))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with("rabbit-") {
+                symlink(entry.path(), plugins.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The URL of the default virtual host, `/`.
@@ -88,6 +106,7 @@ impl Node {
             ("RABBITMQ_CONFIG_FILE", dir("rabbitmq.conf")),
             ("RABBITMQ_ADVANCED_CONFIG_FILE", dir("advanced.config")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", dir("enabled_plugins")),
+            ("RABBITMQ_PLUGINS_DIR", dir("plugins")),
             ("RABBITMQ_MNESIA_BASE", dir("data")),
             ("RABBITMQ_LOG_BASE", dir("logs")),
             ("RABBITMQ_LOGS", "-".to_owned()),
@@ -99,9 +118,10 @@ impl Node {
         Ok(self.only_with(&variables, &[&program("rabbitmq-server")?]))
     }
 
-    /// The command that runs `words` with these variables, the common ones, and no others.
+    /// The command that runs `words` with these variables, the common ones, and no others. Dumps of a crash are written
+    /// to the current folder, so that is ours.
     fn only_with(&self, variables: &[(&'static str, String)], words: &[&str]) -> Vec<String> {
-        let mut command = vec!["env".to_owned(), "-i".to_owned()];
+        let mut command = vec!["env".to_owned(), "-i".to_owned(), format!("--chdir={}", self.dir.display())];
         let all = self.environment();
         command.extend(all.iter().chain(variables).map(|(name, value)| format!("{name}={value}")));
         command.extend(words.iter().map(|&word| word.to_owned()));
@@ -131,8 +151,6 @@ impl Node {
             ("ERL_EPMD_PORT", self.ports.mapper.to_string()),
             // A port mapper started by Erlang would stay for ever.
             ("ERL_FLAGS", "-start_epmd false".to_owned()),
-            // None: nobody reads it, and it would be in the folder of the caller.
-            ("ERL_CRASH_DUMP_SECONDS", "0".to_owned()),
         ]
     }
 }
