@@ -1,11 +1,13 @@
 //! What is wrong at the start: exit code 1 within 30 s, with the reason and without the password.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use xtask::servers::{Kafka, RabbitMq, Redis, free_port, shared_redis};
+use consumer_testing::proxy::Proxy;
+use tokio::time::timeout;
+use xtask::servers::{Kafka, RabbitMq, Redis, free_port, shared_rabbitmq, shared_redis};
 
 use crate::{
-    common::{Done, Folder, run},
+    common::{Done, Folder, PATIENCE, Running, mails, orders, run},
     topic::{Broker, Topic, on_both_brokers, order},
 };
 
@@ -136,4 +138,31 @@ fn rabbitmq_refuses_the_password_and_has_no_such_vhost() {
     let right = broker("right", "%2f");
     run(["produce", "--broker", &right, "--topic", "orders", "--count", "3"]).ok();
     assert_eq!(consume(&right, &redis, "orders").ok().number("received"), 3);
+}
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn rabbitmq_comes_late() {
+    let rabbitmq = shared_rabbitmq();
+    let address = rabbitmq.rsplit_once('@').unwrap().1.trim_end_matches("/%2f");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(Proxy::start(address.parse::<SocketAddr>().unwrap())).unwrap();
+    let url = rabbitmq.replace(address, &proxy.addr().to_string());
+    let topic = Topic::on(&url, &shared_redis(), "late");
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let more = [vec!["--count", "3"], vec!["--until-idle", "1s", "--mail-log", log.to_str().unwrap()]];
+    for (command, more) in ["produce", "consume"].into_iter().zip(more) {
+        proxy.refuse();
+        let refused = proxy.counts().refused;
+        let arguments = topic.arguments(command);
+        let running =
+            Running::start(&mut orders(arguments.iter().map(String::as_str).chain(more.iter().copied())));
+        let tried_twice = proxy.until(|counts| counts.refused >= refused + 2);
+        let tried_twice = runtime.block_on(async { timeout(PATIENCE, tried_twice).await });
+        assert!(tried_twice.is_ok(), "{:?}", running.wait());
+        proxy.accept();
+        running.wait().ok();
+    }
+    assert_eq!(mails(&log).len(), 3);
 }
