@@ -196,12 +196,15 @@ fn judge(queue: &Queue, found: &[Mismatch], policy: Policy) -> Result<(), AmqpEr
         |mismatch: &&&Mismatch| mismatch.breaks_order() || (mismatch.is_serious() && !policy.accept_foreign);
     if found.iter().any(|mismatch| refused(&mismatch)) {
         let all: Vec<_> = found.iter().map(ToString::to_string).collect();
+        let way_out = if found.iter().any(|mismatch| mismatch.breaks_order()) {
+            "an order needs a queue that was declared for one consumer at a time: consume without an order, or let \
+             the queue run empty, delete it and have it declared anew"
+        } else {
+            "delete it, ask for what it is, or accept it as foreign"
+        };
         return Err(AmqpError::new(
             Kind::Mismatch,
-            format!(
-                "the queue `{name}` exists and is another one: {}; delete it, ask for what it is, or accept it as foreign",
-                all.join("; ")
-            ),
+            format!("the queue `{name}` exists and is another one: {}; {way_out}", all.join("; ")),
         ));
     }
     for mismatch in found {

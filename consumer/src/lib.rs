@@ -57,10 +57,12 @@
 //!   result guarantees
 //! - [`runtime`]: [`Consumer`], its report and its health
 //! - [`memory`]: the broker and the store in memory
-//! - `kafka` (feature `kafka`), `redis` (feature `redis`): the real ones
+//! - `kafka` (feature `kafka`), `amqp` (feature `amqp`: RabbitMQ), `redis` (feature `redis`): the real ones
 
 pub use consumer_core::*;
 
+#[cfg(feature = "amqp")]
+pub use consumer_amqp as amqp;
 #[cfg(feature = "kafka")]
 pub use consumer_kafka as kafka;
 #[cfg(feature = "redis")]

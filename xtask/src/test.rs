@@ -35,11 +35,24 @@ pub(crate) enum Step {
     Docs,
     /// What is in the dependency tree of the core
     Tree,
-    /// The example with each set of features
+    /// The examples with each set of features
     Examples,
     /// Unit, doc, integration and example tests, with Kafka, RabbitMQ and Redis running
     Tests,
 }
+
+/// The examples that can be built with more or fewer brokers and stores, and what to build them with.
+const EXAMPLES: [(&str, &str); 9] = [
+    ("orders", ""),
+    ("orders", "kafka,redis"),
+    ("orders", "amqp,redis"),
+    ("checkout", ""),
+    ("checkout", "kafka"),
+    ("checkout", "amqp"),
+    ("fan-out", ""),
+    ("fan-out", "kafka"),
+    ("fan-out", "amqp"),
+];
 
 /// What the core must not depend on.
 const FOREIGN_TO_CORE: [&str; 5] = ["rdkafka", "rdkafka-sys", "redis", "lapin", "sqlx"];
@@ -87,9 +100,11 @@ impl Step {
             }
             Self::Tree => tree(),
             Self::Examples => {
-                let build = ["build", "--package", "orders"];
-                cargo::run(cargo::cargo().args(build), interrupt)?;
-                cargo::run(cargo::cargo().args(build).args(["--features", "kafka,redis"]), interrupt)
+                for (example, features) in EXAMPLES {
+                    let build = ["build", "--package", example, "--features", features];
+                    cargo::run(cargo::cargo().args(build), interrupt)?;
+                }
+                Ok(())
             }
             Self::Tests => tests(interrupt),
         }

@@ -7,32 +7,41 @@ use std::{future::Future, pin::Pin};
 
 use consumer::{BoxSource, DynPublisher, dedup::DynStore, memory::MemoryStore};
 
+#[cfg(feature = "amqp")]
+use crate::amqp;
 #[cfg(feature = "kafka")]
 use crate::kafka;
-use crate::{cli::Consume, stop::Stop};
+use crate::{
+    cli::{Broker, Consume},
+    stop::Stop,
+};
 
 /// A connection that will be made when it is polled.
 pub(crate) type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Stop>>>>;
 
-/// Where orders come from and where dead letters go. The topics are looked for.
+/// Where orders come from and where dead letters go. The topics or queues are looked for.
 pub(crate) fn consumer(options: &Consume) -> Result<Connecting<(BoxSource, DynPublisher)>, Stop> {
     let url = &*options.broker.url;
     match scheme(url) {
         #[cfg(feature = "kafka")]
         Some("kafka" | "kafka+tls") => Ok(Box::pin(kafka::Consumer::new(url, options)?.connect())),
+        #[cfg(feature = "amqp")]
+        Some("amqp" | "amqps") => Ok(Box::pin(amqp::Consumer::new(url, options)?.connect())),
         scheme => Err(no_broker(scheme, "consume")),
     }
 }
 
-/// A publisher to a topic, which is created if it is missing.
-pub(crate) fn publisher(url: &str, topic: &str) -> Result<Connecting<DynPublisher>, Stop> {
+/// A publisher to a topic or queue, which is created if it is missing.
+pub(crate) fn publisher(broker: &Broker) -> Result<Connecting<DynPublisher>, Stop> {
+    let url = &*broker.url;
     match scheme(url) {
         #[cfg(feature = "kafka")]
-        Some("kafka" | "kafka+tls") => Ok(Box::pin(kafka::Producer::new(url, topic)?.connect())),
-        scheme => {
-            let _ = topic;
-            Err(no_broker(scheme, "produce"))
+        Some("kafka" | "kafka+tls") => Ok(Box::pin(kafka::Producer::new(url, &broker.topic)?.connect())),
+        #[cfg(feature = "amqp")]
+        Some("amqp" | "amqps") => {
+            Ok(Box::pin(amqp::Producer::new(url, &broker.topic, &broker.dead_letter())?.connect()))
         }
+        scheme => Err(no_broker(scheme, "produce")),
     }
 }
 
@@ -67,20 +76,27 @@ fn no_broker(scheme: Option<&str>, command: &str) -> Stop {
     match scheme {
         Some("memory") => Stop::usage(format!(
             "the broker `memory:` lives in one process, so there is nothing that `orders {command}` could share with \
-             another one: name a broker by --broker kafka://host:port, or run `orders` alone for the demo in memory"
+             another one: name a broker by --broker kafka://host:port or --broker amqp://user:password@host:port, or run \
+             `orders` alone for the demo in memory"
         )),
         Some("kafka" | "kafka+tls") => missing("kafka"),
-        Some("amqp" | "amqps") => Stop::usage(
-            "amqp:// needs the feature `amqp`, which this version of orders does not have: use kafka://host:port",
-        ),
-        scheme => unknown("broker", scheme, "kafka://, kafka+tls:// and memory:"),
+        Some("amqp" | "amqps") => missing("amqp"),
+        scheme => unknown("broker", scheme, "kafka://, kafka+tls://, amqp://, amqps:// and memory:"),
     }
 }
 
 fn missing(feature: &str) -> Stop {
+    // With what it was built with, so that the command can be taken as it is.
+    let others = [("kafka", cfg!(feature = "kafka")), ("amqp", cfg!(feature = "amqp")), ("redis", true)];
+    let features: Vec<_> = others
+        .into_iter()
+        .filter(|(name, wanted)| *wanted || *name == feature)
+        .map(|(name, _)| name)
+        .collect();
     Stop::usage(format!(
         "this `orders` was built without the feature `{feature}`: enable it, as in \
-         `cargo run -p orders --features kafka,redis -- …`"
+         `cargo run -p orders --features {} -- …`",
+        features.join(",")
     ))
 }
 
@@ -104,7 +120,10 @@ fn scheme(url: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::{Cli, Command};
 
     fn refusal<T>(result: Result<T, Stop>) -> String {
         match result {
@@ -115,7 +134,11 @@ mod tests {
     }
 
     fn broker(url: &str) -> Result<Connecting<DynPublisher>, Stop> {
-        publisher(url, "orders")
+        let arguments = ["orders", "produce", "--topic", "orders", "--broker", url];
+        let Ok(Cli { command: Some(Command::Produce(options)) }) = Cli::try_parse_from(arguments) else {
+            panic!("these are arguments of `produce`")
+        };
+        publisher(&options.broker)
     }
 
     #[test]
@@ -134,13 +157,17 @@ mod tests {
         }
         assert!(refusal(broker("http://h")).starts_with("http:// is no URL of a broker"));
         assert!(refusal(store("kafka://h")).starts_with("kafka:// is no URL of a store"));
-        assert!(refusal(broker("amqp://guest:s3cret@h/%2f")).contains("feature `amqp`"));
     }
 
     #[test]
     fn a_url_whose_feature_is_missing_says_which() {
         if !cfg!(feature = "kafka") {
             assert!(refusal(broker("kafka://h:1")).contains("feature `kafka`"));
+        }
+        if !cfg!(feature = "amqp") {
+            let refused = refusal(broker("amqps://guest:s3cret@h/%2f"));
+            assert!(refused.contains("feature `amqp`") && refused.contains("amqp,redis"), "{refused}");
+            assert!(!refused.contains("s3cret"), "{refused}");
         }
         let redis = store("redis+cluster://h:1");
         if cfg!(feature = "redis") {

@@ -67,7 +67,10 @@ pub(crate) fn run(options: Consume) -> Result<(), Stop> {
                 Ok(())
             }
             Err(error) => {
-                println!("{}", report::consumed(error.report()));
+                // A run that never began has nothing to report.
+                if error.report().received > 0 {
+                    println!("{}", report::consumed(error.report()));
+                }
                 Err(Stop::from_error(&error))
             }
         }

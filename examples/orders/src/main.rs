@@ -3,6 +3,8 @@
 //! `orders` alone is a demo in memory. `orders produce` and `orders consume` do the same on real servers; see
 //! `orders --help`.
 
+#[cfg(feature = "amqp")]
+mod amqp;
 mod backend;
 mod cli;
 mod consume;

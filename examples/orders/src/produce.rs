@@ -21,7 +21,7 @@ const IN_FLIGHT: usize = 1000;
 
 pub(crate) fn run(options: &Produce) -> Result<(), Stop> {
     let topic = &*options.broker.topic;
-    let connecting = backend::publisher(&options.broker.url, topic)?;
+    let connecting = backend::publisher(&options.broker)?;
     let fractions = [options.duplicates, options.undecodable, options.flaky, options.bouncing];
     let mixture = Mixture::new(options.count, fractions)?;
     let seed = options.seed.unwrap_or_else(|| {

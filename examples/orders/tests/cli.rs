@@ -53,7 +53,6 @@ fn a_broker_in_memory_has_nobody_to_share_it_with() {
 fn urls_of_unknown_kinds() {
     refused(["produce", "--broker", "http://ann:s3cret@localhost"], "http:// is no URL of a broker");
     refused(["consume", "--broker", "ann:s3cret@localhost"], "has no scheme that is known");
-    refused(["consume", "--broker", "amqp://guest:s3cret@localhost:5672/%2f"], "feature `amqp`");
     let broker = if cfg!(feature = "kafka") { "kafka://127.0.0.1:1" } else { "memory:" };
     if cfg!(feature = "kafka") {
         let consume = ["consume", "--broker", broker, "--store"];
@@ -66,6 +65,10 @@ fn a_url_whose_feature_is_not_compiled_in_names_it() {
     if !cfg!(feature = "kafka") {
         refused(["consume", "--broker", "kafka://ann:s3cret@127.0.0.1:1"], "the feature `kafka`");
         refused(["produce", "--broker", "kafka+tls://ann:s3cret@127.0.0.1:1"], "the feature `kafka`");
+    }
+    if !cfg!(feature = "amqp") {
+        refused(["consume", "--broker", "amqp://ann:s3cret@127.0.0.1:1/%2f"], "the feature `amqp`");
+        refused(["produce", "--broker", "amqps://ann:s3cret@127.0.0.1:1"], "the feature `amqp`");
     }
     if cfg!(feature = "kafka") && !cfg!(feature = "redis") {
         let consume =
@@ -89,6 +92,20 @@ fn urls_and_names_that_are_malformed() {
         consume(broker, store).into_iter().chain(["--mail-log", "/no/such/folder/mails.jsonl"]),
         "/no/such/folder",
     );
+}
+
+#[cfg(all(feature = "amqp", feature = "redis"))]
+#[test]
+fn urls_names_and_numbers_that_rabbitmq_does_not_take() {
+    let consume = ["consume", "--broker", "amqp://ann:s3cret@127.0.0.1:1/%2f"];
+    let with = |option: &'static str, value: &'static str| consume.into_iter().chain([option, value]);
+    refused(["consume", "--broker", "amqp://ann:s3cret@127.0.0.1:port/%2f"], "port");
+    refused(["produce", "--broker", "amqp://"], "host");
+    refused(["produce", "--broker", "amqps://ann:s3cret@127.0.0.1:1/a/b"], "vhost");
+    refused(with("--dead-letter", "orders.placed"), "come back");
+    refused(["produce", "--broker", "amqp://h", "--dead-letter", "orders.placed"], "come back");
+    refused(with("--max-in-flight", "2001"), "lower max_in_flight");
+    refused(with("--store", "redis://127.0.0.1:port"), "port");
 }
 
 #[test]

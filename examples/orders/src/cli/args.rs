@@ -42,7 +42,7 @@ pub(crate) struct Consume {
     /// Where ids are remembered: redis://host:port[/db], memory:
     #[arg(long, env = "STORE_URL", hide_env_values = true, value_name = "URL", default_value = "memory:")]
     pub(crate) store: String,
-    /// The consumer group, and the scope of what is remembered
+    /// The consumer group, and the scope of what is remembered; on RabbitMQ only the scope
     #[arg(long, env, value_name = "NAME", default_value = "order-mails", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) group: String,
     /// Where a JSON line is appended for each mail
@@ -75,7 +75,7 @@ pub(crate) struct Consume {
     /// Delayed retry through the broker, at these distances; not in this version
     #[arg(long, env, value_name = "D[,D…]")]
     pub(crate) delays: Option<String>,
-    /// Which messages wait for each other
+    /// Which messages wait for each other; on RabbitMQ any but none needs a queue with single active consumer
     #[arg(long, env, default_value = "none")]
     pub(crate) ordering: Order,
     /// Let the mail provider accept every address
@@ -112,7 +112,7 @@ pub(crate) struct Produce {
 
 #[derive(Debug, Args)]
 pub(crate) struct Broker {
-    /// Where orders come from: kafka://host:port[,host:port]
+    /// Where orders come from: kafka://host:port[,host:port], amqp://user:password@host:port/%2f
     #[arg(
         long = "broker",
         env = "BROKER_URL",
@@ -121,10 +121,10 @@ pub(crate) struct Broker {
         default_value = "memory:"
     )]
     pub(crate) url: String,
-    /// The topic of orders
+    /// The topic of orders; on RabbitMQ the queue
     #[arg(long, env, value_name = "NAME", default_value = "orders.placed", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) topic: String,
-    /// The topic of dead letters [default: <topic>.dead]
+    /// The topic or queue of dead letters [default: <topic>.dead]
     #[arg(long, env, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     dead_letter: Option<String>,
 }

@@ -3,7 +3,7 @@
 mod args;
 mod value;
 
-pub(crate) use args::{Cli, Command, Consume, Produce};
+pub(crate) use args::{Broker, Cli, Command, Consume, Produce};
 #[cfg(test)]
 pub(crate) use value::fraction;
 pub(crate) use value::{Fraction, Order};

@@ -7,11 +7,19 @@ use std::{
 };
 
 use consumer::Message;
+use xtask::servers::shared_redis;
 
 use crate::{
     common::{Folder, Mail, Running, mails, orders, run, unique, wait_for},
-    topic::{Topic, order},
+    topic::{Broker, Topic, on_both_brokers, order},
 };
+
+on_both_brokers!(
+    fm11_fm23_a_message_that_kills_the_process_is_set_aside_and_innocents_are_unharmed,
+    fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_flight,
+    fm30_a_handler_that_outlives_its_lease_is_alone_with_its_message,
+    members_that_come_and_go_lose_and_repeat_nothing,
+);
 
 fn consume(topic: &Topic, log: &std::path::Path, options: &str) -> Vec<String> {
     let mut arguments = topic.arguments("consume");
@@ -21,10 +29,8 @@ fn consume(topic: &Topic, log: &std::path::Path, options: &str) -> Vec<String> {
 }
 
 /// The first death makes it a suspect; after three more, running alone, it is set aside.
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm11_fm23_a_message_that_kills_the_process_is_set_aside_and_innocents_are_unharmed() {
-    let topic = Topic::shared("aborts");
+fn fm11_fm23_a_message_that_kills_the_process_is_set_aside_and_innocents_are_unharmed(broker: Broker) {
+    let topic = Topic::shared(broker, "aborts");
     let mut messages: Vec<_> = (0..40).map(|_| order(&unique("innocent"), "ann@example.com")).collect();
     messages.insert(20, order("killer", "x@aborts.example"));
     topic.publish(messages);
@@ -104,11 +110,25 @@ fn lines(log: &std::path::Path) -> usize {
     std::fs::read(log).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
 }
 
+fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_flight(broker: Broker) {
+    killed_five_times(&Topic::shared(broker, "killed"), || {});
+}
+
+/// RabbitMQ dies too, in the middle. What runs then may finish, and what comes again is known to the store: no mail is
+/// repeated over that.
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
-fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_flight() {
+fn fm02_two_members_are_killed_five_times_and_rabbitmq_once() {
+    let server = Broker::RabbitMq.start();
+    killed_five_times(&Topic::on(&server.url(), &shared_redis(), "all-killed"), || {
+        server.kill();
+        server.start_again();
+    });
+}
+
+/// Two members share a topic; the older one is killed and replaced five times, and half way `disturb` happens.
+fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
     let count = messages();
-    let topic = Topic::shared("killed");
     let mut produce = topic.arguments("produce");
     produce.extend(format!("--count {count} --duplicates 0.2 --seed 11").split(' ').map(str::to_owned));
     let produced = run(produce.iter().map(String::as_str)).ok();
@@ -119,13 +139,16 @@ fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_f
     let rate = (count / 80).max(5);
     let options =
         format!("--until-idle 8s --lease 2s --max-in-flight {IN_FLIGHT} --handler-delay 5ms --rate {rate}");
-    let mut group = Group { topic: &topic, folder: &folder, options, members: Vec::new() };
+    let mut group = Group { topic, folder: &folder, options, members: Vec::new() };
     group.start();
     group.start();
     for nth in 1..=5 {
         let due = unique * nth / 8;
         wait_for("the next share of mails", || group.sent() >= due);
         group.kill_oldest();
+        if nth == 3 {
+            disturb();
+        }
         group.start();
     }
     let mut reports = Vec::new();
@@ -161,17 +184,15 @@ fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_f
 }
 
 /// Copies of one message, in every partition, for two processes, and a handler that takes three leases.
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm30_a_handler_that_outlives_its_lease_is_alone_with_its_message() {
-    let topic = Topic::shared("outlives");
+fn fm30_a_handler_that_outlives_its_lease_is_alone_with_its_message(broker: Broker) {
+    let topic = Topic::shared(broker, "outlives");
     let copy = |key: usize| {
         let payload = r#"{"order_id":"o-1","email":"ann@example.com"}"#;
         Message::builder().payload(payload).key(key.to_string()).id("one").build()
     };
     topic.publish((0..16).map(copy).collect());
     let folder = Folder::new();
-    let options = "--lease 1s --handler-delay 3s --until-idle 2s".to_owned();
+    let options = "--lease 1s --handler-delay 3s --until-idle 2s --max-in-flight 8".to_owned();
     let mut group = Group { topic: &topic, folder: &folder, options, members: Vec::new() };
     group.start();
     group.start();
@@ -184,11 +205,9 @@ fn fm30_a_handler_that_outlives_its_lease_is_alone_with_its_message() {
     assert_eq!((mailed, duplicates), (1, 15));
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn members_that_come_and_go_lose_and_repeat_nothing() {
+fn members_that_come_and_go_lose_and_repeat_nothing(broker: Broker) {
     let count = messages();
-    let topic = Topic::shared("come-and-go");
+    let topic = Topic::shared(broker, "come-and-go");
     let mut produce = topic.arguments("produce");
     produce.extend(format!("--count {count} --duplicates 0.2 --seed 12").split(' ').map(str::to_owned));
     let unique = run(produce.iter().map(String::as_str)).ok().number("unique") as usize;

@@ -1,7 +1,7 @@
 //! The program on real servers, as `cargo xtask test` runs it.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
-#![cfg(all(feature = "kafka", feature = "redis"))]
+#![cfg(all(feature = "amqp", feature = "kafka", feature = "redis"))]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -9,6 +9,7 @@ mod common;
 mod addresses;
 mod crashes;
 mod outages;
+mod queue;
 mod start;
 mod stopping;
 mod topic;

@@ -2,12 +2,20 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use xtask::servers::{Kafka, Redis, shared_kafka, shared_redis};
+use xtask::servers::{Redis, shared_redis};
 
 use crate::{
     common::{Folder, Running, mails, orders, run, wait_for},
-    topic::Topic,
+    topic::{Broker, Topic, on_both_brokers},
 };
+
+on_both_brokers!(
+    fm31_redis_is_stopped_and_comes_back,
+    fm31_redis_is_killed_and_restarted_at_once,
+    fm31_without_redis_no_message_is_begun,
+    redis_hangs_for_a_while,
+    the_broker_is_restarted,
+);
 
 /// How long Redis is away; the long form is 20 s.
 fn outage() -> Duration {
@@ -37,11 +45,9 @@ fn undisturbed_by(topic: &Topic, count: usize, options: &str, disturb: impl FnOn
     assert_eq!(done.number("dead_lettered"), 0, "{done:?}");
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm31_redis_is_stopped_and_comes_back() {
+fn fm31_redis_is_stopped_and_comes_back(broker: Broker) {
     let redis = Redis::builder().append_only().start().unwrap();
-    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-stopped");
+    let topic = Topic::on(&broker.shared(), &redis.url(), "redis-stopped");
     undisturbed_by(&topic, 2000, "--until-idle 3s --rate 300 --lease 60s", || {
         redis.stop();
         std::thread::sleep(outage());
@@ -50,11 +56,9 @@ fn fm31_redis_is_stopped_and_comes_back() {
 }
 
 /// Nothing of what was recorded is lost, so nothing is mailed twice.
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm31_redis_is_killed_and_restarted_at_once() {
+fn fm31_redis_is_killed_and_restarted_at_once(broker: Broker) {
     let redis = Redis::builder().append_only().start().unwrap();
-    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-killed");
+    let topic = Topic::on(&broker.shared(), &redis.url(), "redis-killed");
     undisturbed_by(&topic, 2000, "--until-idle 3s --rate 1000 --lease 60s", || {
         redis.kill();
         redis.start_again().unwrap();
@@ -62,11 +66,9 @@ fn fm31_redis_is_killed_and_restarted_at_once() {
 }
 
 /// What is mailed while Redis is away was in flight before.
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm31_without_redis_no_message_is_begun() {
+fn fm31_without_redis_no_message_is_begun(broker: Broker) {
     let redis = Redis::builder().append_only().start().unwrap();
-    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-away");
+    let topic = Topic::on(&broker.shared(), &redis.url(), "redis-away");
     let folder = Folder::new();
     let log = folder.path("mails.jsonl");
     let mut produce = topic.arguments("produce");
@@ -86,11 +88,9 @@ fn fm31_without_redis_no_message_is_begun() {
     assert_eq!(consumer.stop_and_wait("TERM").number("dead_lettered"), 0);
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn redis_hangs_for_a_while() {
+fn redis_hangs_for_a_while(broker: Broker) {
     let redis = Redis::start().unwrap();
-    let topic = Topic::on(&shared_kafka(), &redis.url(), "redis-hangs");
+    let topic = Topic::on(&broker.shared(), &redis.url(), "redis-hangs");
     undisturbed_by(&topic, 1000, "--until-idle 3s --rate 300 --lease 60s", || {
         redis.pause();
         std::thread::sleep(Duration::from_secs(5));
@@ -98,11 +98,9 @@ fn redis_hangs_for_a_while() {
     });
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn kafka_is_restarted() {
-    let kafka = Kafka::start().unwrap();
-    let topic = Topic::on(&kafka.bootstrap(), &shared_redis(), "kafka-restarted");
+fn the_broker_is_restarted(broker: Broker) {
+    let server = broker.start();
+    let topic = Topic::on(&server.url(), &shared_redis(), "broker-restarted");
     // Redelivered ones are duplicates, so only mails are counted one to one.
     let mut produce = topic.arguments("produce");
     produce.extend("--count 2000 --seed 4".split(' ').map(str::to_owned));
@@ -114,9 +112,9 @@ fn kafka_is_restarted() {
     arguments.extend("--until-idle 6s --rate 300".split(' ').map(str::to_owned));
     let consumer = Running::start(&mut orders(arguments.iter().map(String::as_str)));
     wait_for("half of the mails", || mails(&log).len() >= 1000);
-    kafka.kill();
+    server.kill();
     std::thread::sleep(Duration::from_secs(3));
-    kafka.start_again().unwrap();
+    server.start_again();
     let done = consumer.wait().ok();
     let sent = mails(&log);
     let ids: HashSet<_> = sent.iter().map(|mail| &mail.message_id).collect();
