@@ -16,12 +16,15 @@ use common::{
 };
 use consumer_amqp::{AmqpPublisher, AmqpSource};
 use consumer_core::{
-    DedupLayer, Event, Message, Outgoing, Publisher, Settlement, Source, Tag, memory::MemoryStore,
+    DedupLayer, Event, Failure, Message, Outgoing, Publisher, Settlement, Source, Tag, memory::MemoryStore,
     runtime::Stack,
 };
-use consumer_testing::proxy::Direction;
+use consumer_testing::{
+    naive::{Naive, Order, Seen},
+    proxy::Direction,
+};
 use tokio::sync::Semaphore;
-use tower::{ServiceBuilder, service_fn};
+use tower::{Service, ServiceBuilder, service_fn};
 use xtask::servers::{RabbitMq, shared_rabbitmq};
 
 /// Calls by number, each of which waits until it is let through.
@@ -44,18 +47,23 @@ impl Gated {
         self.calls.lock().unwrap().values().sum::<u32>() as usize
     }
 
-    fn stack(&self) -> impl Stack + use<> {
+    fn handler(
+        &self,
+    ) -> impl Service<Message, Response = (), Error = Failure, Future: Send> + Clone + Send + Sync + use<>
+    {
         let gated = self.clone();
-        ServiceBuilder::new().layer(DedupLayer::new(MemoryStore::new(), "c")).service(service_fn(
-            move |message: Message| {
-                *gated.calls.lock().unwrap().entry(number(&message)).or_default() += 1;
-                let gate = gated.gate.clone();
-                async move {
-                    let _ = gate.acquire().await.unwrap();
-                    Ok::<_, consumer_core::Failure>(())
-                }
-            },
-        ))
+        service_fn(move |message: Message| {
+            *gated.calls.lock().unwrap().entry(number(&message)).or_default() += 1;
+            let gate = gated.gate.clone();
+            async move {
+                let _ = gate.acquire().await.unwrap();
+                Ok::<_, Failure>(())
+            }
+        })
+    }
+
+    fn stack(&self) -> impl Stack + use<> {
+        ServiceBuilder::new().layer(DedupLayer::new(MemoryStore::new(), "c")).service(self.handler())
     }
 
     fn each_once(&self, count: u32) {
@@ -89,6 +97,23 @@ async fn fm15_a_message_whose_connection_broke_joins_the_one_that_runs() {
     assert_eq!(report.received, report.processed + report.duplicates + report.returned, "{report:?}");
     assert!(report.duplicates >= 20, "the ack that counts is that of the duplicate: {report:?}");
     assert_eq!(admin(&direct).depth(&queue).await.unwrap(), Some(0), "every new tag was acked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm15_a_naive_consumer_runs_everything_a_second_time() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    produce(&publisher(&direct), &queue, 0..20).await;
+    let gated = Gated::new();
+    let naive = Naive::new(Order::CheckThenMark, Seen::new(), gated.handler());
+    let run = Run::start(consumer(&url, &queue), naive);
+    until("every call", || gated.calls() == 20).await;
+    proxy.cut().await;
+    until("every call once more, while the first ones run", || gated.calls() == 40).await;
+    gated.open();
+    run.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
