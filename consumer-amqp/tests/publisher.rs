@@ -344,22 +344,30 @@ async fn errors_over_messages_cost_no_connection() {
 #[ignore = "needs servers: cargo xtask test"]
 async fn a_broker_that_blocks_publishers_is_waited_for_and_named() {
     let server = xtask::servers::RabbitMq::start().unwrap();
-    let url = server.url();
-    let queue = queue(&url).await;
+    let direct = server.url();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
     let patient = publisher(&url);
-    let hasty = AmqpPublisher::builder(&url).timeout(Duration::from_secs(2)).build().unwrap();
+    let hasty = AmqpPublisher::builder(&direct).timeout(Duration::from_secs(2)).build().unwrap();
     produce(&patient, &queue, 0..1).await;
     produce(&hasty, &queue, 1..2).await;
     server.ctl(&["set_vm_memory_high_watermark", "0"]).unwrap();
     // The first message after the alarm makes the broker say that it blocks; it takes none.
-    let waiting: Vec<_> = (2..12_u32).map(|n| patient.publish(outgoing(&queue, n.to_string()))).collect();
+    let first = patient.publish(outgoing(&queue, "2"));
     let error = hasty.publish(outgoing(&queue, "late")).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("blocks publishers"), "{error}");
+    let before = proxy.counts().to_server.received;
+    let large = vec![b'x'; 100_000];
+    let mut waiting: Vec<_> = (0..10).map(|_| patient.publish(outgoing(&queue, large.clone()))).collect();
+    waiting.push(first);
+    hasty.publish(outgoing(&queue, "late")).await.unwrap_err();
+    let sent = proxy.counts().to_server.received - before;
+    assert!(sent < 100_000, "{sent} bytes were sent to a broker that asked for none");
     server.ctl(&["set_vm_memory_high_watermark", "0.9"]).unwrap();
     for answer in waiting {
         answer.await.unwrap();
     }
-    produce(&hasty, &queue, 12..13).await;
+    produce(&hasty, &queue, 3..4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
