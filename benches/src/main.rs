@@ -19,6 +19,9 @@ struct Args {
     /// The bootstrap servers of a Kafka that may be filled
     #[arg(long, value_name = "HOST:PORT")]
     kafka: Option<String>,
+    /// The URL of a RabbitMQ that may be filled
+    #[arg(long, value_name = "URL")]
+    amqp: Option<String>,
     /// The URL of a Redis that may be flushed
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
@@ -31,24 +34,31 @@ struct Args {
     /// What the bench of the resident memory starts as a child: consumes this topic until it is killed
     #[arg(long, value_name = "TOPIC", hide = true)]
     consume_backlog: Option<String>,
+    /// The same for a queue
+    #[arg(long, value_name = "QUEUE", hide = true)]
+    consume_queue: Option<String>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let servers = args.kafka.zip(args.redis).map(|(kafka, redis)| Servers { kafka, redis });
-    let outcome = match (&servers, &args.consume_backlog) {
-        (Some(servers), Some(topic)) => servers::consume_backlog(servers, topic),
-        (None, Some(_)) => Err("--kafka and --redis are missing".into()),
-        (servers, None) => {
+    let servers = match (args.kafka, args.amqp, args.redis) {
+        (Some(kafka), Some(amqp), Some(redis)) => Some(Servers { kafka, amqp, redis }),
+        _ => None,
+    };
+    let outcome = match (&servers, &args.consume_backlog, &args.consume_queue) {
+        (Some(servers), Some(topic), _) => servers::consume_backlog(servers, topic),
+        (Some(servers), None, Some(queue)) => servers::consume_queue(servers, queue),
+        (None, None, None) | (Some(_), None, None) => {
             let mut report = Report::new(args.json, args.only);
             in_process::run(&mut report);
-            let outcome = match servers {
+            let outcome = match &servers {
                 Some(servers) => servers::run(&mut report, servers),
                 None => Ok(()),
             };
             report.finish();
             outcome
         }
+        (None, ..) => Err("--kafka, --amqp or --redis is missing".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

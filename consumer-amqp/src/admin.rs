@@ -6,7 +6,7 @@ use crate::{
     connection::Connection,
     declare::{self, Policy},
     error::AmqpError,
-    topology::{Exchange, Queue},
+    topology::{Exchange, Queue, check_name},
     url,
 };
 
@@ -81,7 +81,7 @@ impl AmqpAdmin {
     /// # Cancel safety
     /// Dropped, the exchange may be created or not.
     pub async fn ensure_exchange(&self, exchange: Exchange) -> Result<(), AmqpError> {
-        crate::topology::check_name("exchange", exchange.name())?;
+        check_name("exchange", exchange.name())?;
         let connection = self.connection.connect("admin").await?;
         let declared = declare::exchange(&connection, &exchange, false).await;
         leave(connection).await;
@@ -97,6 +97,7 @@ impl AmqpAdmin {
     /// # Cancel safety
     /// It changes nothing.
     pub async fn depth(&self, queue: &str) -> Result<Option<u64>, AmqpError> {
+        check_name("queue", queue)?;
         let connection = self.connection.connect("admin").await?;
         let depth = declare::depth(&connection, queue).await;
         leave(connection).await;
@@ -111,6 +112,7 @@ impl AmqpAdmin {
     /// # Cancel safety
     /// Dropped, the queue may be deleted or not.
     pub async fn delete_queue(&self, queue: &str) -> Result<(), AmqpError> {
+        check_name("queue", queue)?;
         let connection = self.connection.connect("admin").await?;
         let options = QueueDeleteOptions { if_unused: false, if_empty: false, nowait: false };
         let deleted = declare::channel(&connection).await?.queue_delete(queue.into(), options).await;
@@ -131,6 +133,7 @@ impl AmqpAdmin {
     /// # Cancel safety
     /// Dropped, the messages may be removed or not.
     pub async fn purge_queue(&self, queue: &str) -> Result<u64, AmqpError> {
+        check_name("queue", queue)?;
         let connection = self.connection.connect("admin").await?;
         let options = QueuePurgeOptions { nowait: false };
         let purged = declare::channel(&connection).await?.queue_purge(queue.into(), options).await;

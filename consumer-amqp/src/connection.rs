@@ -137,7 +137,9 @@ impl Connection {
     fn refused(&self, error: lapin::Error) -> AmqpError {
         let address = self.address();
         let text = said(&error).unwrap_or_default();
-        let (kind, message) = if text.contains("ACCESS_REFUSED") {
+        let (kind, message) = if text.contains("NOT_ALLOWED") && text.contains("limit") {
+            (Kind::Unreachable, format!("rabbitmq at {address} takes no more connections"))
+        } else if text.contains("ACCESS_REFUSED") {
             let why = "refuses the user or the password";
             (Kind::Authentication, format!("rabbitmq at {address} {why} (user `{}`)", self.user))
         } else if text.contains("NOT_ALLOWED") && text.contains("not found") {

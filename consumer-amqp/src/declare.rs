@@ -43,13 +43,13 @@ pub(crate) async fn queue(
     queue: &Queue,
     policy: Policy,
 ) -> Result<(), AmqpError> {
-    if let Some(dead) = queue.dead_letter_queue() {
-        dead_letter_queue(connection, &Queue::dead_letters(dead), policy).await?;
-    }
     if policy.check_only && depth(connection, &queue.name).await?.is_none() {
         return Err(missing("queue", &queue.name));
     }
     judge(queue, &differences(connection, queue).await?, policy)?;
+    if let Some(dead) = queue.dead_letter_queue() {
+        dead_letter_queue(connection, &Queue::dead_letters(dead), policy).await?;
+    }
     for Binding { exchange: from, routing_key } in &queue.bindings {
         exchange(connection, from, policy.check_only).await?;
         if !policy.check_only {
@@ -129,6 +129,9 @@ async fn differences(connection: &lapin::Connection, queue: &Queue) -> Result<Ve
             Ok(Some(mismatch)) => mismatch,
             // Declaring needs the right to configure, consuming does not.
             Err(error) if error.is_denied() && depth(connection, name).await?.is_some() => {
+                if queue.is_single_active_consumer() {
+                    return Err(unknown_order(name).with_source(error));
+                }
                 tracing::warn!(queue = %name, "the user may not declare the queue: its properties are not compared");
                 break;
             }
@@ -151,12 +154,25 @@ async fn differences(connection: &lapin::Connection, queue: &Queue) -> Result<Ve
             _ => false,
         };
         let again = found.iter().any(|known| known.property == mismatch.property);
+        let is_the_order = mismatch.breaks_order();
         found.push(mismatch);
         if !understood || again {
+            if queue.is_single_active_consumer() && !is_the_order {
+                return Err(unknown_order(name));
+            }
             break;
         }
     }
     Ok(found)
+}
+
+fn unknown_order(name: &str) -> AmqpError {
+    AmqpError::new(
+        Kind::Mismatch,
+        format!(
+            "whether the queue `{name}` has a single active consumer cannot be found out: its order is not certain"
+        ),
+    )
 }
 
 /// A classic queue is often declared without naming its type.

@@ -65,7 +65,7 @@ impl AmqpError {
         self.kind == Kind::Authentication
     }
 
-    /// Whether a queue, an exchange or the vhost does not exist.
+    /// Whether a queue, an exchange or the vhost does not exist. One whose node is down is unreachable instead.
     pub fn is_missing(&self) -> bool {
         self.kind == Kind::Missing
     }
@@ -81,18 +81,36 @@ impl AmqpError {
     }
 }
 
+/// Whether the broker has closed the channel over one frame that was sent to it.
+pub(crate) fn is_about_a_frame(error: &DriverError) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => matches!(error.kind(), AMQPErrorKind::Soft(_)),
+        _ => false,
+    }
+}
+
 /// What the broker means by its code (AMQP 0-9-1, "reply code").
 fn kind_of(error: &DriverError) -> Kind {
     match error.kind() {
         ErrorKind::ProtocolError(error) => match error.kind() {
             AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Kind::Denied,
+            // The node of a classic queue is down: the queue comes back with it.
+            AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) if has(error.get_message(), "inaccessible") => {
+                Kind::Unreachable
+            }
             AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Kind::Missing,
             AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::RESOURCELOCKED) => {
                 Kind::Mismatch
             }
+            // "connection limit (…) is reached"
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if has(error.get_message(), "limit") => {
+                Kind::Unreachable
+            }
             AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Kind::Denied,
-            // Closed by an operator, or the broker goes down.
-            AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED) => Kind::Unreachable,
+            // Closed by an operator, the broker goes down or is not up yet, or is in trouble.
+            AMQPErrorKind::Hard(
+                AMQPHardError::CONNECTIONFORCED | AMQPHardError::INTERNALERROR | AMQPHardError::RESOURCEERROR,
+            ) => Kind::Unreachable,
             _ => Kind::Other,
         },
         ErrorKind::IOError(_)
@@ -103,6 +121,10 @@ fn kind_of(error: &DriverError) -> Kind {
         | ErrorKind::InvalidConnectionState(_) => Kind::Unreachable,
         _ => Kind::Other,
     }
+}
+
+fn has(text: &lapin::types::ShortString, part: &str) -> bool {
+    text.as_str().contains(part)
 }
 
 /// What the broker said, if it was the broker that refused.

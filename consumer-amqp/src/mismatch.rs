@@ -7,7 +7,10 @@ use std::fmt;
 
 use lapin::types::{AMQPValue, LongString};
 
-use crate::topology::{DEAD_LETTER_EXCHANGE, DEAD_LETTER_ROUTING_KEY, SINGLE_ACTIVE_CONSUMER, TYPE};
+use crate::topology::{
+    DEAD_LETTER_EXCHANGE, DEAD_LETTER_ROUTING_KEY, DEAD_LETTER_STRATEGY, OVERFLOW, SINGLE_ACTIVE_CONSUMER,
+    TYPE,
+};
 
 /// One property, as it was asked for and as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +33,15 @@ impl Mismatch {
 
     /// Whether messages can be lost or reordered over it, or there is nothing to be done about it later.
     pub(crate) fn is_serious(&self) -> bool {
-        matches!(&*self.property, TYPE | "durable" | DEAD_LETTER_EXCHANGE | DEAD_LETTER_ROUTING_KEY)
+        matches!(
+            &*self.property,
+            TYPE | "durable"
+                | "auto_delete"
+                | DEAD_LETTER_EXCHANGE
+                | DEAD_LETTER_ROUTING_KEY
+                | DEAD_LETTER_STRATEGY
+                | OVERFLOW
+        )
     }
 
     /// Whether messages of one key can reach several consumers at a time, although an order was asked for.

@@ -6,8 +6,8 @@ use crate::error::AmqpError;
 
 /// What the broker's own limit on deliveries is set to. The store counts attempts; this is the last resort.
 const DELIVERY_LIMIT: u32 = 1_000;
-/// Dead letters are looked at and put back again and again: no limit of a broker may drop one. RabbitMQ 4 has a limit
-/// of 20 where none is given, and older versions know no number for "none".
+/// For queues whose messages would be dropped at a limit. RabbitMQ 4 has one of 20 where none is given, and older
+/// versions know no number for "none".
 const NO_LIMIT: u32 = i32::MAX as u32;
 /// The longest name AMQP 0-9-1 can carry, in bytes.
 const LONGEST_NAME: usize = 255;
@@ -100,7 +100,7 @@ impl Queue {
 
     /// A queue for dead letters: quorum, with no limit on deliveries and no dead-letter route of its own.
     pub fn dead_letters(name: impl Into<String>) -> Self {
-        Self::quorum(name).without_dead_letter().delivery_limit(NO_LIMIT)
+        Self::quorum(name).without_dead_letter()
     }
 
     /// Lets one consumer at a time have the queue; the others stand by. An order of messages needs it. It is fixed when
@@ -124,10 +124,11 @@ impl Queue {
         self
     }
 
-    /// Leaves out the dead-letter route, and the delivery limit with it: **what the broker gives up is lost**.
+    /// Leaves out the dead-letter route: **what the broker gives up is lost**. The delivery limit is set to the highest
+    /// there is, since RabbitMQ 4 has one of 20 where none is given.
     pub fn without_dead_letter(mut self) -> Self {
         self.dead_letter = None;
-        self.delivery_limit = None;
+        self.delivery_limit = self.quorum.then_some(NO_LIMIT);
         self
     }
 
@@ -232,8 +233,8 @@ pub(crate) const SINGLE_ACTIVE_CONSUMER: &str = "x-single-active-consumer";
 pub(crate) const DELIVERY_LIMIT_ARGUMENT: &str = "x-delivery-limit";
 pub(crate) const DEAD_LETTER_EXCHANGE: &str = "x-dead-letter-exchange";
 pub(crate) const DEAD_LETTER_ROUTING_KEY: &str = "x-dead-letter-routing-key";
-const DEAD_LETTER_STRATEGY: &str = "x-dead-letter-strategy";
-const OVERFLOW: &str = "x-overflow";
+pub(crate) const DEAD_LETTER_STRATEGY: &str = "x-dead-letter-strategy";
+pub(crate) const OVERFLOW: &str = "x-overflow";
 
 const OURS: [&str; 7] = [
     TYPE,
@@ -350,8 +351,13 @@ mod tests {
 
     #[test]
     fn without_a_route_there_is_no_limit_that_would_drop_a_message() {
-        assert_eq!(names(&Queue::quorum("orders").without_dead_letter()), [TYPE]);
-        assert_eq!(names(&Queue::dead_letters("dead")), [DELIVERY_LIMIT_ARGUMENT, TYPE]);
+        for queue in [Queue::quorum("orders").without_dead_letter(), Queue::dead_letters("dead")] {
+            assert_eq!(names(&queue), [DELIVERY_LIMIT_ARGUMENT, TYPE]);
+            let limit = queue.arguments().inner().get(DELIVERY_LIMIT_ARGUMENT).cloned();
+            // With none at all RabbitMQ 4 would take 20.
+            assert_eq!(limit, Some(AMQPValue::LongLongInt(NO_LIMIT.into())));
+        }
+        assert_eq!(names(&Queue::classic("orders").without_dead_letter()), [TYPE]);
     }
 
     #[test]

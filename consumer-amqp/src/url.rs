@@ -81,6 +81,11 @@ fn vhost_of(path: &str) -> Result<String, AmqpError> {
             "the vhost of the amqp URL is the empty name: for the default one write `/%2f`, or no `/` at all",
         ));
     }
+    if vhost.len() > 255 {
+        return Err(AmqpError::config(
+            "the vhost of the amqp URL has more than the 255 bytes that AMQP carries",
+        ));
+    }
     Ok(vhost)
 }
 
@@ -123,7 +128,9 @@ fn decode(text: &str, what: &str) -> Result<String, AmqpError> {
             continue;
         }
         let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).ok_or_else(wrong)?;
-        bytes.push(u8::from_str_radix(hex, 16).map_err(|_| wrong())?);
+        // A sign is a digit to the parser.
+        let digits = hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+        bytes.push(u8::from_str_radix(hex, 16).ok().filter(|_| digits).ok_or_else(wrong)?);
         rest = &tail[2..];
     }
     String::from_utf8(bytes).map_err(|_| wrong())
@@ -169,6 +176,7 @@ mod tests {
             "amqp://ann:s3cret@",
             "amqp://ann:s3cret@h:port",
             "amqp://ann:s3cret%@h:1",
+            "amqp://ann:s3cret%+f@h:1",
             "amqp://s3cret@h:1",
             "amqp://ann:s3cret@h:1/",
             "amqp://ann:s3cret@h:1/a/b",

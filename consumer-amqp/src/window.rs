@@ -18,8 +18,8 @@ pub(crate) struct Window {
     next: u64,
     /// Handed back, to be handed over again before anything else.
     returned: VecDeque<u64>,
-    /// Slots that are done and not told, behind the leading ones.
-    behind: usize,
+    /// Slots that are done and not told.
+    done: usize,
 }
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(crate) struct Ack {
 
 impl Window {
     pub(crate) fn new() -> Self {
-        Self { first: 1, slots: VecDeque::new(), next: 1, returned: VecDeque::new(), behind: 0 }
+        Self { first: 1, slots: VecDeque::new(), next: 1, returned: VecDeque::new(), done: 0 }
     }
 
     /// A delivery came. False for a tag that does not follow the last one, of which nothing can be known.
@@ -66,23 +66,29 @@ impl Window {
 
     /// The next delivery for the runtime.
     pub(crate) fn hand_over(&mut self) -> Option<(u64, Message)> {
-        let tag = match self.returned.pop_front() {
-            Some(tag) => tag,
-            None => {
-                let tag = self.next;
-                self.slot(tag)?;
-                self.next += 1;
-                tag
+        loop {
+            let tag = match self.returned.pop_front() {
+                Some(tag) => tag,
+                None => {
+                    let tag = self.next;
+                    self.slot(tag)?;
+                    self.next += 1;
+                    tag
+                }
+            };
+            // It may have gone back to the queue meanwhile.
+            if let Some(slot) = self.slot(tag)
+                && slot.state == State::Waiting
+            {
+                slot.state = State::Held;
+                return Some((tag, slot.message.clone()?));
             }
-        };
-        let slot = self.slot(tag)?;
-        slot.state = State::Held;
-        Some((tag, slot.message.clone()?))
+        }
     }
 
     /// How many were received and never handed over.
     pub(crate) fn waiting(&self) -> usize {
-        (self.first + self.slots.len() as u64 - self.next) as usize
+        (self.first + self.slots.len() as u64).saturating_sub(self.next) as usize
     }
 
     /// The runtime is done with it; to be told with the others. False if it was not held.
@@ -90,7 +96,7 @@ impl Window {
         let Some(slot) = self.held(tag) else { return false };
         slot.state = State::Done;
         slot.message = None;
-        self.behind += 1;
+        self.done += 1;
         true
     }
 
@@ -116,12 +122,6 @@ impl Window {
         self.slots.get(index).map(|slot| slot.since)
     }
 
-    /// When the oldest one was received that is not done.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
-        let open = |slot: &&Slot| matches!(slot.state, State::Held | State::Waiting);
-        self.slots.iter().find(open).map(|slot| slot.since)
-    }
-
     /// When the oldest one was received that is not with the runtime.
     pub(crate) fn oldest_waiting(&self) -> Option<Instant> {
         self.slots.iter().find(|slot| slot.state == State::Waiting).map(|slot| slot.since)
@@ -135,27 +135,47 @@ impl Window {
         {
             // The broker has to know the tag that is named: not one that it was told of before.
             if slot.state == State::Done {
-                self.behind -= 1;
+                self.done -= 1;
                 let from = ack.map_or(self.first, |ack| ack.from);
                 ack = Some(Ack { from, tag: self.first, multiple: from != self.first });
             }
             self.slots.pop_front();
             self.first += 1;
         }
+        self.next = self.next.max(self.first);
         ack
     }
 
-    /// How many are done behind one that is not.
-    pub(crate) fn behind(&self) -> usize {
-        self.behind
+    /// Those that are not with the runtime and were received `before` this time; they are told of on their own.
+    pub(crate) fn take_waiting(&mut self, before: Instant) -> Vec<u64> {
+        let first = self.first;
+        let waiting = self.slots.iter_mut().zip(first..).filter(|(slot, _)| slot.state == State::Waiting);
+        let overdue = waiting.filter(|(slot, _)| slot.since <= before);
+        overdue
+            .map(|(slot, tag)| {
+                slot.state = State::Told;
+                slot.message = None;
+                tag
+            })
+            .collect()
+    }
+
+    /// How many are done and not told.
+    pub(crate) fn done(&self) -> usize {
+        self.done
+    }
+
+    /// How many there are, from the oldest that is not told on.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
     }
 
     /// The acks for those, one by one.
     pub(crate) fn take_behind(&mut self) -> Vec<Ack> {
-        if self.behind == 0 {
+        if self.done == 0 {
             return Vec::new();
         }
-        self.behind = 0;
+        self.done = 0;
         let first = self.first;
         let done = self.slots.iter_mut().zip(first..).filter(|(slot, _)| slot.state == State::Done);
         done.map(|(slot, tag)| {
@@ -201,7 +221,7 @@ mod tests {
             window.finish(tag);
         }
         assert_eq!(window.leading(), Some(Ack { from: 1, tag: 3, multiple: true }));
-        assert_eq!((window.leading(), window.behind()), (None, 0));
+        assert_eq!((window.leading(), window.done()), (None, 0));
         window.finish(4);
         assert_eq!(window.leading(), Some(one(4)));
     }
@@ -212,7 +232,7 @@ mod tests {
         for tag in [2, 3, 5] {
             window.finish(tag);
         }
-        assert_eq!((window.leading(), window.behind()), (None, 3));
+        assert_eq!((window.leading(), window.done()), (None, 3));
         assert_eq!(window.take_behind(), [one(2), one(3), one(5)]);
         window.finish(1);
         // 3 was told: the ack may reach over it but not name it.
@@ -230,6 +250,26 @@ mod tests {
         window.give_back(1);
         assert_eq!(window.hand_over().map(|(tag, _)| tag), Some(1));
         assert_eq!(window.hand_over().map(|(tag, _)| tag), Some(3));
+        assert!(window.hand_over().is_none());
+    }
+
+    #[test]
+    fn what_waits_for_too_long_goes_back_and_the_rest_goes_on() {
+        let mut window = Window::new();
+        let old = Instant::now();
+        let new = old + std::time::Duration::from_secs(1);
+        for (tag, since) in [(1, old), (2, old), (3, old), (4, new)] {
+            window.receive(tag, Message::new("x"), since);
+        }
+        assert_eq!(window.hand_over().map(|(tag, _)| tag), Some(1));
+        window.give_back(1);
+        assert_eq!(window.hand_over().map(|(tag, _)| tag), Some(1));
+        assert_eq!(window.take_waiting(old), [2, 3], "not what is with the runtime, and not what is new");
+        assert!(window.finish(1));
+        assert_eq!(window.leading(), Some(one(1)));
+        assert_eq!(window.hand_over().map(|(tag, _)| tag), Some(4));
+        assert!(window.finish(4));
+        assert_eq!(window.leading(), Some(one(4)));
         assert!(window.hand_over().is_none());
     }
 

@@ -14,14 +14,17 @@ use common::{
     LIMIT, admin, by_proxy, connected, consumer, contents, drive, number, numbers, produce, publisher, queue,
     run::{Run, until},
 };
-use consumer_amqp::AmqpPublisher;
+use consumer_amqp::{AmqpPublisher, AmqpSource};
 use consumer_core::{
-    DedupLayer, Event, Message, Outgoing, Publisher, Settlement, Source, Tag, memory::MemoryStore,
+    DedupLayer, Event, Failure, Message, Outgoing, Publisher, Settlement, Source, Tag, memory::MemoryStore,
     runtime::Stack,
 };
-use consumer_testing::proxy::Direction;
+use consumer_testing::{
+    naive::{Naive, Order, Seen},
+    proxy::Direction,
+};
 use tokio::sync::Semaphore;
-use tower::{ServiceBuilder, service_fn};
+use tower::{Service, ServiceBuilder, service_fn};
 use xtask::servers::{RabbitMq, shared_rabbitmq};
 
 /// Calls by number, each of which waits until it is let through.
@@ -44,18 +47,23 @@ impl Gated {
         self.calls.lock().unwrap().values().sum::<u32>() as usize
     }
 
-    fn stack(&self) -> impl Stack + use<> {
+    fn handler(
+        &self,
+    ) -> impl Service<Message, Response = (), Error = Failure, Future: Send> + Clone + Send + Sync + use<>
+    {
         let gated = self.clone();
-        ServiceBuilder::new().layer(DedupLayer::new(MemoryStore::new(), "c")).service(service_fn(
-            move |message: Message| {
-                *gated.calls.lock().unwrap().entry(number(&message)).or_default() += 1;
-                let gate = gated.gate.clone();
-                async move {
-                    let _ = gate.acquire().await.unwrap();
-                    Ok::<_, consumer_core::Failure>(())
-                }
-            },
-        ))
+        service_fn(move |message: Message| {
+            *gated.calls.lock().unwrap().entry(number(&message)).or_default() += 1;
+            let gate = gated.gate.clone();
+            async move {
+                let _ = gate.acquire().await.unwrap();
+                Ok::<_, Failure>(())
+            }
+        })
+    }
+
+    fn stack(&self) -> impl Stack + use<> {
+        ServiceBuilder::new().layer(DedupLayer::new(MemoryStore::new(), "c")).service(self.handler())
     }
 
     fn each_once(&self, count: u32) {
@@ -89,6 +97,23 @@ async fn fm15_a_message_whose_connection_broke_joins_the_one_that_runs() {
     assert_eq!(report.received, report.processed + report.duplicates + report.returned, "{report:?}");
     assert!(report.duplicates >= 20, "the ack that counts is that of the duplicate: {report:?}");
     assert_eq!(admin(&direct).depth(&queue).await.unwrap(), Some(0), "every new tag was acked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm15_a_naive_consumer_runs_everything_a_second_time() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    produce(&publisher(&direct), &queue, 0..20).await;
+    let gated = Gated::new();
+    let naive = Naive::new(Order::CheckThenMark, Seen::new(), gated.handler());
+    let run = Run::start(consumer(&url, &queue), naive);
+    until("every call", || gated.calls() == 20).await;
+    proxy.cut().await;
+    until("every call once more, while the first ones run", || gated.calls() == 40).await;
+    gated.open();
+    run.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,13 +163,13 @@ async fn an_ack_that_the_network_has_swallowed_costs_a_duplicate_and_no_message(
     let before = proxy.counts().received(Direction::ToServer);
     proxy.hang(Direction::ToServer);
     member.ack(&got);
-    let acked = std::future::poll_fn(|cx| {
-        while member.poll(cx).is_ready() {}
-        std::task::Poll::Ready(())
-    });
-    acked.await;
+    poll_once(&mut member).await;
     proxy.until_received(Direction::ToServer, before + 1).await;
     proxy.cut().await;
+    let lost = |events: &[Event]| events.contains(&Event::Disconnected);
+    assert!(member.wait_for(lost).await);
+    let flushed = std::future::poll_fn(|cx| member.source().poll_flush(cx)).await;
+    assert!(flushed.is_err(), "it was written, and whether it arrived is not known");
     proxy.resume(Direction::ToServer);
     let again = member.take(3, "all of them again").await;
     assert_eq!(numbers(&again), [0, 1, 2]);
@@ -295,4 +320,87 @@ async fn a_close_while_the_broker_is_away_ends() {
     let report = run.stop().await;
     assert!(begin.elapsed() < LIMIT / 2);
     assert_eq!((report.received, report.returned), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn acks_behind_a_message_that_is_held_reach_the_broker_all_the_same() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    produce(&publisher(&direct), &queue, 0..5).await;
+    let mut member = drive(consumer(&url, &queue));
+    let got = member.take(5, "all").await;
+    let before = proxy.counts().received(Direction::ToServer);
+    // Fewer than would go out for their number.
+    member.ack(&got[1..]);
+    let told = async { proxy.until_received(Direction::ToServer, before + 4 * ACK_BYTES).await };
+    tokio::select! {
+        () = told => {}
+        () = std::future::poll_fn(|cx| { while member.poll(cx).is_ready() {} std::task::Poll::<()>::Pending }) => {}
+    }
+    member.flush().await;
+    proxy.cut().await;
+    let again = member.take(1, "the one that was held").await;
+    assert_eq!(numbers(&again), [0]);
+    member.ack(&again);
+    member.close().await;
+    assert_eq!(admin(&direct).depth(&queue).await.unwrap(), Some(0));
+}
+
+/// A frame of `basic.ack`: header 7, method 4, tag 8, flag 1, end 1.
+const ACK_BYTES: u64 = 21;
+
+async fn poll_once(member: &mut consumer_testing::drive::Driven<AmqpSource>) {
+    std::future::poll_fn(|cx| {
+        while member.poll(cx).is_ready() {}
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_close_does_not_hide_that_acks_were_lost() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    produce(&publisher(&direct), &queue, 0..3).await;
+    let mut member = drive(consumer(&url, &queue));
+    let got = member.take(3, "all").await;
+    proxy.refuse();
+    proxy.cut().await;
+    member.ack(&got);
+    assert!(member.wait_for(|events| events.contains(&Event::Disconnected)).await);
+    let closed = std::future::poll_fn(|cx| member.source().poll_close(cx)).await;
+    assert!(closed.unwrap_err().to_string().contains("come again"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_flush_that_has_begun_does_not_answer_for_what_is_acked_later() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..2).await;
+    let mut member = drive(consumer(&url, &queue));
+    let got = member.take(2, "all").await;
+    member.ack(&got[..1]);
+    let mut later = Some(got[1].tag);
+    let flushed = std::future::poll_fn(|cx| {
+        let flushed = member.source().poll_flush(cx);
+        if flushed.is_pending()
+            && let Some(tag) = later.take()
+        {
+            member.source().settle(tag, Settlement::Ack);
+            return member.source().poll_flush(cx);
+        }
+        flushed
+    });
+    flushed.await.unwrap();
+    assert_eq!(later, None);
+    drop(member);
+    let mut next = drive(consumer(&url, &queue));
+    produce(&publisher(&url), &queue, 2..3).await;
+    assert_eq!(numbers(&next.take(1, "what comes next").await), [2]);
+    next.close().await;
 }

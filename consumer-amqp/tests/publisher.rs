@@ -6,9 +6,10 @@ mod common;
 
 use std::time::{Duration, SystemTime};
 
-use common::{admin, connected, consumer, contents, drive, produce, publisher, queue, unique};
+use common::{admin, by_proxy, connected, consumer, contents, drive, produce, publisher, queue, unique};
 use consumer_amqp::{AmqpDelivery, AmqpPublisher, AmqpSource, Exchange, Queue};
 use consumer_core::{Message, Outgoing, PublishError, Publisher};
+use consumer_testing::proxy::Direction;
 use xtask::servers::shared_rabbitmq;
 
 fn outgoing(queue: &str, payload: impl Into<bytes::Bytes>) -> Outgoing {
@@ -229,4 +230,169 @@ async fn what_amqp_cannot_carry_is_refused_by_name() {
     let routed = Message::builder().payload("x").header("CC", "elsewhere").build();
     let error = refused(Outgoing::new("orders", routed)).await;
     assert!(error.to_string().contains("CC"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn an_innocent_is_not_blamed_for_one_that_was_given_up() {
+    let server = xtask::servers::RabbitMq::builder().option("max_message_size", "100000").start().unwrap();
+    let direct = server.url();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    let publisher = AmqpPublisher::builder(&url).timeout(Duration::from_secs(3)).build().unwrap();
+    produce(&publisher, &queue, 0..1).await;
+    proxy.hang(Direction::ToServer);
+    let large = publisher.publish(outgoing(&queue, vec![0; 100_001]));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let small = publisher.publish(outgoing(&queue, "1"));
+    assert!(large.await.unwrap_err().is_transient(), "its time is up");
+    proxy.resume(Direction::ToServer);
+    small.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_topic_that_is_forbidden_is_about_one_message() {
+    let server = xtask::servers::RabbitMq::start().unwrap();
+    let url = server.url();
+    let (exchange, queue) = (unique("x"), unique("q"));
+    let bound = Queue::quorum(&queue).bind(Exchange::topic(&exchange), "#");
+    admin(&url).ensure_queue(bound).await.unwrap();
+    server.ctl(&["set_topic_permissions", "guest", &exchange, "^good", ".*"]).unwrap();
+    let publisher = AmqpPublisher::builder(&url).exchange(&exchange).build().unwrap();
+    let sent: Vec<_> = (0..20_u32)
+        .map(|n| {
+            let topic = if n == 10 { "forbidden".to_owned() } else { format!("good.{n}") };
+            (n, publisher.publish(outgoing(&topic, n.to_string())))
+        })
+        .collect();
+    for (n, answer) in sent {
+        match answer.await {
+            Ok(()) => assert_ne!(n, 10),
+            Err(error) => assert!(n == 10 && !error.is_transient(), "{n}: {error:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_was_confirmed_before_the_channel_closed_is_done() {
+    let server = xtask::servers::RabbitMq::builder().option("max_message_size", "100000").start().unwrap();
+    let direct = server.url();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    let publisher = publisher(&url);
+    produce(&publisher, &queue, 0..1).await;
+    proxy.hang(Direction::ToClient);
+    let sent: Vec<_> = (1..51_u32).map(|n| publisher.publish(outgoing(&queue, n.to_string()))).collect();
+    // They are in the queue, so their confirms are on their way.
+    let mut reader = drive(consumer(&direct, &queue));
+    let got = reader.take(51, "all of them").await;
+    let closed = proxy.counts().to_client.received;
+    let large = publisher.publish(outgoing(&queue, vec![0; 100_001]));
+    proxy.until(|counts| counts.to_client.received > closed).await;
+    proxy.resume(Direction::ToClient);
+    for answer in sent {
+        answer.await.unwrap();
+    }
+    assert!(large.await.unwrap_err().is_too_large());
+    reader.ack(&got);
+    reader.close().await;
+    assert_eq!(admin(&direct).depth(&queue).await.unwrap(), Some(0), "nothing was sent twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_return_is_told_from_its_like_by_the_headers() {
+    let url = shared_rabbitmq();
+    let (exchange, queue) = (unique("x"), queue(&url).await);
+    let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let kind = lapin::ExchangeKind::Headers;
+    let options = lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
+    channel.exchange_declare(exchange.as_str().into(), kind, options, Default::default()).await.unwrap();
+    let mut wanted = lapin::types::FieldTable::default();
+    wanted.insert("x-match".into(), lapin::types::AMQPValue::LongString("all".into()));
+    wanted.insert("kind".into(), lapin::types::AMQPValue::LongString("wanted".into()));
+    let names = (queue.as_str().into(), exchange.as_str().into());
+    channel.queue_bind(names.0, names.1, "".into(), Default::default(), wanted).await.unwrap();
+    let publisher = AmqpPublisher::builder(&url).exchange(&exchange).build().unwrap();
+    let tick = |kind: &'static str| {
+        publisher
+            .publish(Outgoing::copy("k", Message::builder().payload("tick").header("kind", kind).build()))
+    };
+    for _ in 0..20 {
+        let (wanted, unwanted) = (tick("wanted"), tick("unwanted"));
+        wanted.await.unwrap();
+        assert!(unwanted.await.unwrap_err().is_unroutable());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn errors_over_messages_cost_no_connection() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let publisher = AmqpPublisher::builder(&url).exchange(unique("nowhere")).build().unwrap();
+    for n in 0..20_u32 {
+        assert!(publisher.publish(outgoing("key", n.to_string())).await.unwrap_err().is_unroutable());
+    }
+    assert_eq!(proxy.counts().accepted, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_broker_that_blocks_publishers_is_waited_for_and_named() {
+    let server = xtask::servers::RabbitMq::start().unwrap();
+    let url = server.url();
+    let queue = queue(&url).await;
+    let patient = publisher(&url);
+    let hasty = AmqpPublisher::builder(&url).timeout(Duration::from_secs(2)).build().unwrap();
+    produce(&patient, &queue, 0..1).await;
+    produce(&hasty, &queue, 1..2).await;
+    server.ctl(&["set_vm_memory_high_watermark", "0"]).unwrap();
+    // The first message after the alarm makes the broker say that it blocks; it takes none.
+    let waiting: Vec<_> = (2..12_u32).map(|n| patient.publish(outgoing(&queue, n.to_string()))).collect();
+    let error = hasty.publish(outgoing(&queue, "late")).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("blocks publishers"), "{error}");
+    server.ctl(&["set_vm_memory_high_watermark", "0.9"]).unwrap();
+    for answer in waiting {
+        answer.await.unwrap();
+    }
+    produce(&hasty, &queue, 12..13).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_publisher_outlives_the_runtime_it_worked_on() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    let publisher = publisher(&url);
+    let publish = |n: u32| {
+        let (publisher, queue) = (publisher.clone(), queue.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move { publisher.publish(outgoing(&queue, n.to_string())).await })
+        })
+    };
+    for n in 0..3 {
+        publish(n).join().unwrap().unwrap();
+    }
+    assert_eq!(contents(&url, &queue).await.len(), 3);
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded() {
+    let port = xtask::servers::free_port().unwrap();
+    let publisher = AmqpPublisher::builder(format!("amqp://127.0.0.1:{port}")).build().unwrap();
+    let waiting: Vec<_> = (0..16_384_u32).map(|n| publisher.publish(outgoing("q", n.to_string()))).collect();
+    let error = publisher.publish(outgoing("q", "one too many")).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("does not keep up"), "{error}");
+    drop(waiting);
+    let port = xtask::servers::free_port().unwrap();
+    let publisher = AmqpPublisher::builder(format!("amqp://127.0.0.1:{port}")).build().unwrap();
+    // One that is larger than all of it is let in, alone.
+    let _large = publisher.publish(outgoing("q", vec![0; 65 << 20]));
+    let error = publisher.publish(outgoing("q", "x")).await.unwrap_err();
+    assert!(error.to_string().contains("does not keep up"), "{error}");
 }

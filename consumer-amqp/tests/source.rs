@@ -234,3 +234,51 @@ async fn the_order_of_a_single_active_consumer_is_kept_over_a_close() {
         next.close().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_waits_for_room_for_too_long_is_handed_back_one_by_one() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..10).await;
+    let builder = consumer(&url, &queue).prefetch(10).consumer_timeout(Duration::from_secs(2));
+    let mut member = drive(builder);
+    member.set_room(1);
+    let held = member.take(1, "one").await;
+    member.set_room(0);
+    // The nine others go back after a second, and come anew.
+    let begin = tokio::time::Instant::now();
+    let waited = std::future::poll_fn(|cx| {
+        while member.poll(cx).is_ready() {}
+        if begin.elapsed() > Duration::from_millis(1_500) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    });
+    let _ = tokio::time::timeout(Duration::from_millis(1_600), waited).await;
+    member.set_room(20);
+    let others = member.take(9, "the others").await;
+    assert_eq!(member.events, [Event::Connected], "the session goes on");
+    for delivery in &others {
+        assert_eq!(delivery.tag.scope, held[0].tag.scope);
+        assert!(delivery.message.native::<AmqpDelivery>().unwrap().delivery_count() >= Some(1));
+    }
+    member.ack(&held);
+    member.ack(&others);
+    member.close().await;
+    assert_eq!(admin(&url).depth(&queue).await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_broker_without_a_consumer_timeout_can_be_said() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..1).await;
+    let mut member = drive(consumer(&url, &queue).consumer_timeout(Duration::MAX));
+    let got = member.take(1, "one").await;
+    assert_eq!(got[0].message.hold_until(), None);
+    member.ack(&got);
+    member.close().await;
+}

@@ -307,3 +307,28 @@ async fn fm22_with_one_active_consumer_a_key_waits_for_its_retries_and_other_key
     let (fourth, last_odd) = (done.iter().position(|n| *n == 4), done.iter().position(|n| *n == 19));
     assert!(last_odd < fourth, "the other key did not wait: {done:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn with_an_order_nothing_is_handed_back_over_a_handler_that_takes_its_time() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let described = Queue::quorum(&name).single_active_consumer();
+    admin(&url).ensure_queue(described.clone()).await.unwrap();
+    produce(&publisher(&url), &name, 0..2).await;
+    let calls = Calls::default();
+    let seen = calls.clone();
+    let stack = service_fn(move |message: Message| {
+        note(&seen, &message);
+        async {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            Ok::<_, Failure>(())
+        }
+    });
+    let source = AmqpSource::builder(&url).queue(described).consumer_timeout(Duration::from_secs(2));
+    let run = Run::start_ordered(source, stack, consumer_core::runtime::Ordering::Partition);
+    until("both calls", || calls.lock().unwrap().len() == 2).await;
+    until("their end", || run.health.status().held == 0).await;
+    assert_eq!(run.stop().await.processed, 2);
+    assert_eq!(*calls.lock().unwrap(), [(0, 1, None), (1, 1, None)]);
+}

@@ -113,7 +113,7 @@ async fn what_is_only_checked_is_not_created() {
     let url = shared_rabbitmq();
     let name = unique("q");
     let error = failure(consumer(&url, &name).check_only()).await.to_string();
-    assert!(error.contains(&format!("{name}.dead")) && error.contains("does not exist"), "{error}");
+    assert!(error.contains(&format!("`{name}`")) && error.contains("does not exist"), "{error}");
     assert!(admin(&url).check_queue(&*name).await.unwrap_err().is_missing());
     assert_eq!(admin(&url).depth(&name).await.unwrap(), None);
     assert_eq!(admin(&url).depth(&format!("{name}.dead")).await.unwrap(), None);
@@ -173,6 +173,61 @@ async fn a_user_that_may_only_read_consumes_what_is_there() {
     server.ctl(&["add_vhost", "closed"]).unwrap();
     let error = failure(consumer(&reader.replace("/%2f", "/closed"), &name)).await.to_string();
     assert!(error.contains("`reader`") && error.contains("`closed`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_queue_that_goes_with_its_last_consumer_is_another_one() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let options =
+        lapin::options::QueueDeclareOptions { durable: true, auto_delete: true, ..Default::default() };
+    let mut arguments = lapin::types::FieldTable::default();
+    for (argument, value) in [
+        ("x-queue-type", "classic".to_owned()),
+        ("x-dead-letter-exchange", String::new()),
+        ("x-dead-letter-routing-key", format!("{name}.dead")),
+    ] {
+        arguments.insert(argument.into(), lapin::types::AMQPValue::LongString(value.into()));
+    }
+    channel.queue_declare(name.as_str().into(), options, arguments).await.unwrap();
+    let error = failure(AmqpSource::builder(&url).queue(Queue::classic(&name))).await.to_string();
+    assert!(error.contains("auto_delete"), "{error}");
+    let dead = admin(&url).depth(&format!("{name}.dead")).await.unwrap();
+    assert_eq!(dead, None, "a start that fails leaves nothing behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_limit_of_connections_is_waited_out() {
+    let server = RabbitMq::start().unwrap();
+    let url = server.url();
+    let name = queue(&url).await;
+    server.ctl(&["set_vhost_limits", "-p", "/", r#"{"max-connections": 0}"#]).unwrap();
+    let sending = tokio::spawn({
+        let (url, name) = (url.clone(), name.clone());
+        async move { produce(&publisher(&url), &name, 0..1).await }
+    });
+    let receiving = tokio::spawn({
+        let (url, name) = (url.clone(), name.clone());
+        async move { drive(consumer(&url, &name)).take(1, "one").await.len() }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    server.ctl(&["clear_vhost_limits", "-p", "/"]).unwrap();
+    timeout(LIMIT, sending).await.unwrap().unwrap();
+    assert_eq!(timeout(LIMIT, receiving).await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn names_that_amqp_cannot_carry_are_errors() {
+    let admin = AmqpAdmin::new("amqp://127.0.0.1:1").unwrap();
+    let long = "q".repeat(256);
+    assert!(admin.depth(&long).await.unwrap_err().is_config());
+    assert!(admin.delete_queue(&long).await.unwrap_err().is_config());
+    assert!(admin.purge_queue("").await.unwrap_err().is_config());
+    assert!(AmqpAdmin::new(format!("amqp://h/{long}")).unwrap_err().is_config());
 }
 
 #[cfg(feature = "tls")]

@@ -11,7 +11,8 @@ pub(crate) fn run(json: bool, rest: &[OsString], interrupt: &Interrupt) -> Resul
     let services = Services::start(interrupt)?;
     let mut bench = cargo::cargo();
     bench.args(["run", "--quiet", "--release", "--package", "benches", "--"]);
-    bench.args(["--kafka", &services.kafka.bootstrap(), "--redis", &services.redis.url()]);
+    bench.args(["--kafka", &services.kafka.bootstrap(), "--amqp", &services.rabbitmq.url()]);
+    bench.args(["--redis", &services.redis.url()]);
     if json {
         bench.arg("--json");
     }

@@ -11,6 +11,7 @@ use consumer_core::{Consumer, Failure, Message};
 use consumer_kafka::KafkaSource;
 use dedup_redis::RedisStore;
 use tokio::runtime::Runtime;
+use tower::Service;
 
 use super::{Fallible, Servers, redis_server::RedisServer, topic::Topic};
 use crate::{
@@ -30,9 +31,17 @@ pub(super) fn measure(
 ) -> Fallible<()> {
     let topic = runtime.block_on(Topic::fill(&servers.kafka, "backlog", MESSAGES))?;
     redis.reset()?;
+    let mib = watch(servers, &["--consume-backlog", &topic.name])?;
+    report.add(Row::new("resident memory, backlog of 1,000,000", mib, "MiB").at_most(150.0));
+    Ok(())
+}
+
+/// The most that a child has resident which consumes as `arguments` say, in MiB.
+pub(super) fn watch(servers: &Servers, arguments: &[&str]) -> Fallible<f64> {
     let mut child = Slow(
         Command::new(std::env::current_exe()?)
-            .args(["--kafka", &servers.kafka, "--redis", &servers.redis, "--consume-backlog", &topic.name])
+            .args(["--kafka", &servers.kafka, "--amqp", &servers.amqp, "--redis", &servers.redis])
+            .args(arguments)
             .stdout(Stdio::piped())
             .spawn()?,
     );
@@ -48,9 +57,7 @@ pub(super) fn measure(
         most = most.max(resident(child.0.id())?);
         std::thread::sleep(Duration::from_millis(100));
     }
-    let mib = most as f64 / 1024.0;
-    report.add(Row::new("resident memory, backlog of 1,000,000", mib, "MiB").at_most(150.0));
-    Ok(())
+    Ok(most as f64 / 1024.0)
 }
 
 /// Printed by the child with the first message.
@@ -58,21 +65,25 @@ const STARTED: &str = "started";
 
 /// The child: consumes slowly until it is killed.
 pub(crate) fn consume(servers: &Servers, topic: &str) -> Fallible<()> {
+    Runtime::new()?.block_on(async {
+        let store = RedisStore::connect(servers.redis.as_str()).await?;
+        let group = format!("{topic}-slow");
+        let source = KafkaSource::builder(&servers.kafka).group(group).topic(topic).build()?;
+        tokio::spawn(Consumer::new(source, full_stack_around(slow_handler(), store)).run()).await??;
+        Ok(())
+    })
+}
+
+/// Takes its time, and says when it begins.
+pub(super) fn slow_handler()
+-> impl Service<Message, Response = (), Error = Failure, Future: Send> + Clone + Send + Sync + 'static {
     static FIRST: AtomicBool = AtomicBool::new(true);
-    let slow = tower::service_fn(|_: Message| async {
+    tower::service_fn(|_: Message| async {
         if FIRST.swap(false, Ordering::Relaxed) {
             println!("{STARTED}");
         }
         tokio::time::sleep(HANDLER).await;
         Ok::<(), Failure>(())
-    });
-    Runtime::new()?.block_on(async {
-        let store = RedisStore::connect(servers.redis.as_str()).await?;
-        let group = format!("{topic}-slow");
-        let source = KafkaSource::builder(&servers.kafka).group(group).topic(topic).build()?;
-        let consumer = Consumer::new(source, full_stack_around(slow, store));
-        tokio::spawn(consumer.run()).await??;
-        Ok(())
     })
 }
 

@@ -1,5 +1,6 @@
-//! On a real Kafka and a real Redis: beside what people write by hand, and beside the limit.
+//! On a real Kafka, RabbitMQ and Redis: beside what people write by hand, and beside the limit.
 
+mod amqp;
 mod backlog;
 mod limit;
 mod naive;
@@ -13,6 +14,7 @@ mod workers;
 
 use std::error::Error;
 
+pub(crate) use amqp::consume_backlog as consume_queue;
 pub(crate) use backlog::consume as consume_backlog;
 use redis_server::RedisServer;
 use tokio::runtime::Runtime;
@@ -26,6 +28,7 @@ pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 #[derive(Debug, Clone)]
 pub(crate) struct Servers {
     pub(crate) kafka: String,
+    pub(crate) amqp: String,
     pub(crate) redis: String,
 }
 
@@ -42,5 +45,6 @@ pub(crate) fn run(report: &mut Report, servers: &Servers) -> Fallible<()> {
     if report.wants("backlog") {
         backlog::measure(report, servers, &runtime, &mut redis)?;
     }
+    amqp::measure(report, servers, &runtime, &mut redis)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use consumer_core::{Consumer, Delivery, Event, Report as Run, Settlement, Source, SourceError, Tag};
+use consumer_core::{Consumer, Delivery, Demand, Event, Report as Run, Settlement, Source, SourceError, Tag};
 use consumer_kafka::KafkaSource;
 use dedup_redis::RedisStore;
 use tokio::sync::oneshot;
@@ -30,11 +30,21 @@ pub(super) async fn run(
     group: &str,
     max_in_flight: usize,
 ) -> Fallible<Ran> {
-    let store = RedisStore::connect(servers.redis.as_str()).await?;
     let source = KafkaSource::builder(&servers.kafka).group(group).topic(&topic.name).build()?;
+    drive(servers, source, topic.messages, max_in_flight).await
+}
+
+/// Consumes so many messages.
+pub(super) async fn drive(
+    servers: &Servers,
+    source: impl Source,
+    messages: usize,
+    max_in_flight: usize,
+) -> Fallible<Ran> {
+    let store = RedisStore::connect(servers.redis.as_str()).await?;
     let times = Arc::new(Mutex::new(Times::default()));
     let (done, all_done) = oneshot::channel();
-    let timed = Timed { source, left: topic.messages, done: Some(done), times: times.clone() };
+    let timed = Timed { source, left: messages, done: Some(done), times: times.clone() };
     let before = store.stats();
     let consumer = Consumer::new(timed, full_stack(store.clone()))
         .max_in_flight(max_in_flight)
@@ -45,11 +55,11 @@ pub(super) async fn run(
         let times = times.lock().unwrap_or_else(PoisonError::into_inner);
         (times.first.ok_or("nothing came")?, times.last.ok_or("not all came")?)
     };
-    if run.processed + run.duplicates != topic.messages as u64 {
+    if run.processed + run.duplicates != messages as u64 {
         return Err(format!("not everything was dealt with: {run:?}").into());
     }
     Ok(Ran {
-        rate: topic.messages as f64 / (last - first).as_secs_f64(),
+        rate: messages as f64 / (last - first).as_secs_f64(),
         run,
         commands: after.commands - before.commands,
         round_trips: after.round_trips - before.round_trips,
@@ -64,14 +74,18 @@ struct Times {
 }
 
 /// Looks at what passes and says when all is settled.
-struct Timed {
-    source: KafkaSource,
+struct Timed<S> {
+    source: S,
     left: usize,
     done: Option<oneshot::Sender<()>>,
     times: Arc<Mutex<Times>>,
 }
 
-impl Source for Timed {
+impl<S: Source> Source for Timed<S> {
+    fn configure(&mut self, demand: Demand) -> Result<(), SourceError> {
+        self.source.configure(demand)
+    }
+
     fn poll_event(
         &mut self,
         cx: &mut Context<'_>,

@@ -82,15 +82,15 @@ impl Topic {
 }
 
 /// The message that number `n` is, or repeats.
-fn original(n: usize) -> usize {
+pub(super) fn original(n: usize) -> usize {
     if n % DUPLICATE_EVERY == DUPLICATE_EVERY - 1 && n > BEHIND { n - BEHIND - 1 } else { n }
 }
 
-fn id(n: usize) -> String {
+pub(super) fn id(n: usize) -> String {
     format!("{:032x}", (n as u128 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
 }
 
-fn payload(n: usize) -> String {
+pub(super) fn payload(n: usize) -> String {
     let mut text =
         format!("{{\"order_id\":\"o-{n}\",\"email\":\"ann@example.com\",\"total\":1999,\"note\":\"");
     text.extend(std::iter::repeat_n('x', PAYLOAD - text.len() - 2));

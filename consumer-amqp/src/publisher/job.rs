@@ -119,4 +119,8 @@ impl Matches for Job {
             && returned.properties.message_id() == self.properties.message_id()
             && returned.data == self.payload[..]
     }
+
+    fn matches_fully(&self, returned: &BasicReturnMessage) -> bool {
+        returned.properties == self.properties
+    }
 }

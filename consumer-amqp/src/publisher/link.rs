@@ -35,7 +35,15 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) async fn open(connection: &Connection) -> Result<Self, AmqpError> {
-        let connection = connection.connect("publisher").await?;
+        Self::over(connection.connect("publisher").await?).await
+    }
+
+    /// A new channel over the same connection, when the broker has closed the one there was.
+    pub(super) async fn reopen(self) -> Result<Self, AmqpError> {
+        Self::over(self.connection).await
+    }
+
+    async fn over(connection: lapin::Connection) -> Result<Self, AmqpError> {
         let events = Box::pin(connection.events_listener());
         let channel = declare::channel(&connection).await?;
         channel
@@ -75,11 +83,10 @@ impl Link {
         self.confirms.push(answer);
     }
 
-    /// Takes the broker's answers and gives those that are certain.
-    ///
-    /// # Errors
-    /// When the channel or the connection is gone.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Result<Vec<(Job, Verdict)>, lapin::Error> {
+    /// Takes the broker's answers and gives those that are certain, and the error when the channel or the connection is
+    /// gone: some may have been answered before it went.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> (Vec<(Job, Verdict)>, Option<lapin::Error>) {
+        let mut error = None;
         while let Poll::Ready(Some(event)) = self.events.as_mut().poll_next(cx) {
             match event {
                 lapin::Event::ConnectionBlocked(reason) => {
@@ -90,7 +97,7 @@ impl Link {
                     tracing::info!("rabbitmq takes messages again");
                     self.blocked = None;
                 }
-                lapin::Event::Error(error) => return Err(error),
+                lapin::Event::Error(failed) => error = error.or(Some(failed)),
                 _ => {}
             }
         }
@@ -99,7 +106,6 @@ impl Link {
         // empty one.
         let noted = Arc::new(Noted { again: AtomicBool::new(false), waker: cx.waker().clone() });
         let waker = Waker::from(noted.clone());
-        let mut error = None;
         loop {
             noted.again.store(false, Ordering::Release);
             match self.confirms.poll_next_unpin(&mut Context::from_waker(&waker)) {
@@ -113,11 +119,7 @@ impl Link {
                 Poll::Pending => break,
             }
         }
-        match error {
-            Some(error) => Err(error),
-            None if any => Ok(self.flights.ended()),
-            None => Ok(Vec::new()),
-        }
+        (if any { self.flights.ended() } else { Vec::new() }, error)
     }
 
     pub(super) async fn close(self) -> Result<(), lapin::Error> {

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use consumer_core::{Outgoing, PublishError, Publisher};
+use consumer_core::{Headers, Outgoing, PublishError, Publisher};
 use lapin::types::ShortString;
 use tokio::{
     runtime::Handle,
@@ -55,6 +55,9 @@ const BYTES: usize = 64 << 20;
 /// become those properties; the message key becomes the header `message-key`. A tombstone is an empty payload here. A
 /// message that was delivered by RabbitMQ keeps its properties and the types of its headers, except `expiration`, `user_id`
 /// and the headers `CC` and `BCC`, which would act again; a dead letter lists them in `dead-letter-dropped`.
+///
+/// The driver logs a message that comes back unroutable at level `warn`, with its payload and headers: where those are
+/// secret, switch its target `lapin::returned_messages` off.
 ///
 /// Clones share one connection. When the last one is dropped, what is not confirmed yet still goes out. It works on the
 /// tokio runtime of the first publish, in a task.
@@ -178,7 +181,7 @@ impl AmqpPublisher {
 impl Inner {
     fn enqueue(&self, outgoing: &Outgoing, answer: job::Answer) {
         let refuse = |error, answer: job::Answer| drop(answer.send(Err(error)));
-        let Some(place) = Place::new(self.bounds.clone(), outgoing.message().payload().len()) else {
+        let Some(place) = Place::new(self.bounds.clone(), size(outgoing)) else {
             let address = self.connection.address();
             let error = format!(
                 "rabbitmq at {address} does not keep up: the publisher holds {MESSAGES} messages or {BYTES} bytes \
@@ -215,6 +218,15 @@ impl Inner {
         runtime.spawn(Worker::new(self.connection.clone(), inbox).run());
         *worker = Some(sender);
     }
+}
+
+/// What a message takes, without what the driver needs besides.
+fn size(outgoing: &Outgoing) -> usize {
+    let headers = |headers: &Headers| -> usize {
+        headers.iter().map(|(name, value)| name.len() + value.map_or(0, |value| value.len())).sum()
+    };
+    let message = outgoing.message();
+    message.payload().len() + headers(message.headers()) + headers(outgoing.changes())
 }
 
 impl Publisher for AmqpPublisher {

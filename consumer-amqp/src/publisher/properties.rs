@@ -15,6 +15,8 @@ use crate::delivery::{AmqpDelivery, CONTENT_TYPE, CORRELATION_ID, DELIVERY_COUNT
 const PERSISTENT: u8 = 2;
 /// The longest text of a property or name of a header, in bytes.
 const SHORT: usize = 255;
+/// What all headers start with that a publishing may remove.
+const PREFIXES: [&str; 3] = [wire::DEAD_LETTER_PREFIX, wire::RETRY_PREFIX, wire::REDRIVE_PREFIX];
 const ROUTES: [&str; 2] = ["CC", "BCC"];
 
 /// # Errors
@@ -50,6 +52,14 @@ pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, Publish
             table.insert(name.into(), all(&headers, name));
         }
     }
+    // Without a value there is no header to see.
+    for (name, value) in known.into_iter().flat_map(|table| table.inner()) {
+        let is_empty = matches!(value, AMQPValue::FieldArray(values) if values.as_slice().is_empty());
+        let is_ours = PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
+        if is_empty && !is_ours && !table.contains_key(name.as_str()) && !ROUTES.contains(&name.as_str()) {
+            table.insert(name.clone(), value.clone());
+        }
+    }
     let message = outgoing.message();
     if let Some(key) = message.key()
         && !table.contains_key(wire::MESSAGE_KEY)
@@ -73,7 +83,7 @@ pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, Publish
         let dropped = dropped.join(", ");
         if outgoing.changes().contains(wire::DEAD_LETTER_REASON) {
             table.insert(wire::DEAD_LETTER_DROPPED.into(), bytes(dropped.as_bytes()));
-        } else if native.is_none() {
+        } else if native.is_none() || ROUTES.iter().any(|route| outgoing.changes().contains(route)) {
             return Err(PublishError::refused(format!(
                 "the header {dropped} would route the message to further queues: publish it to each of them"
             )));
@@ -155,4 +165,61 @@ fn bytes(value: &[u8]) -> AMQPValue {
 
 fn short(value: &[u8]) -> Option<ShortString> {
     ShortString::try_new(std::str::from_utf8(value).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::Reader;
+    use consumer_core::Message;
+    use lapin::message::Delivery;
+
+    fn delivered(table: FieldTable) -> Message {
+        let mut delivery = Delivery::mock(1, "ex".into(), "rk".into(), true, b"{}".to_vec());
+        delivery.properties = BasicProperties::default().with_headers(table);
+        Reader::new("q").message(delivery, None)
+    }
+
+    #[test]
+    fn a_copy_keeps_every_type_the_empty_ones_too() {
+        let mut table = FieldTable::default();
+        table.insert("list".into(), AMQPValue::FieldArray(FieldArray::from(Vec::new())));
+        table.insert("table".into(), AMQPValue::FieldTable(FieldTable::default()));
+        table.insert("number".into(), AMQPValue::LongInt(7));
+        table.insert("nothing".into(), AMQPValue::Void);
+        let properties = properties(&Outgoing::copy("dead", delivered(table.clone()))).unwrap();
+        assert_eq!(properties.headers().as_ref(), Some(&table));
+        assert_eq!(*properties.delivery_mode(), Some(PERSISTENT));
+    }
+
+    #[test]
+    fn what_a_publishing_sets_replaces_what_was_delivered() {
+        let mut table = FieldTable::default();
+        table.insert("number".into(), AMQPValue::LongInt(7));
+        table.insert("dead-letter-list".into(), AMQPValue::FieldArray(FieldArray::from(Vec::new())));
+        let outgoing = Outgoing::copy("q", delivered(table)).set("number", "8").remove_prefix("dead-letter-");
+        let properties =
+            properties(&outgoing.set("message-id", "id-1").set("correlation-id", "c-1")).unwrap();
+        let headers = properties.headers().clone().unwrap();
+        assert_eq!(headers.inner().get("number"), Some(&bytes(b"8")));
+        assert!(!headers.contains_key("dead-letter-list"));
+        assert_eq!(properties.message_id().as_ref().map(ShortString::as_str), Some("id-1"));
+        assert_eq!(properties.correlation_id().as_ref().map(ShortString::as_str), Some("c-1"));
+    }
+
+    #[test]
+    fn routes_that_are_set_are_refused_and_never_dropped_in_silence() {
+        for message in [delivered(FieldTable::default()), Message::new("x")] {
+            let error = properties(&Outgoing::copy("q", message).set("CC", "elsewhere")).unwrap_err();
+            assert!(error.to_string().contains("CC"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_no_short_text_stays_a_header() {
+        let long = Message::builder().payload("x").header("message-id", "i".repeat(300)).build();
+        let properties = properties(&Outgoing::new("q", long)).unwrap();
+        assert_eq!(properties.message_id(), &None);
+        assert!(properties.headers().as_ref().is_some_and(|table| table.contains_key("message-id")));
+    }
 }

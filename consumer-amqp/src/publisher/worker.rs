@@ -22,7 +22,7 @@ use super::{job::Job, link::Link};
 use crate::{
     backoff::Backoff,
     connection::Connection,
-    error::{AmqpError, Kind, chain, said},
+    error::{AmqpError, Kind, chain, is_about_a_frame, said},
 };
 
 /// How many may be on their way. More does not make RabbitMQ faster.
@@ -128,19 +128,17 @@ impl Worker {
     /// True if there may be more to do.
     fn poll_link(&mut self, cx: &mut Context<'_>) -> bool {
         let State::Up(link, since) = &mut self.state else { return false };
-        let ended = match link.poll(cx) {
-            Ok(ended) => ended,
-            Err(error) => {
-                let up = since.elapsed();
-                self.lose(error, up);
-                return true;
-            }
-        };
+        let (ended, error) = link.poll(cx);
         let address = self.connection.address();
         let mut progress = !ended.is_empty();
         self.careful = self.careful.saturating_sub(ended.len());
         for (job, verdict) in ended {
             job.end(verdict, &address);
+        }
+        if let Some(error) = error {
+            let up = since.elapsed();
+            self.lose(error, up);
+            return true;
         }
         while link.blocked.is_none()
             && link.flights.len() < if self.careful > 0 { 1 } else { WINDOW }
@@ -163,7 +161,7 @@ impl Worker {
         let why = chain(error);
         tracing::warn!(error = %why, "the publisher is not connected; trying again in {wait:?}");
         // Waiting does not make a password right.
-        if matches!(error.kind(), Kind::Config | Kind::Authentication | Kind::Missing | Kind::Denied) {
+        if matches!(error.kind(), Kind::Authentication | Kind::Missing | Kind::Denied) {
             for mut job in self.queue.drain(..) {
                 let target = job.target();
                 job.finish(Err(PublishError::refused(format!("not published to {target}: {why}"))));
@@ -175,16 +173,19 @@ impl Worker {
 
     fn lose(&mut self, error: lapin::Error, up: Duration) {
         let State::Up(mut link, _) = std::mem::replace(&mut self.state, State::Down) else { return };
-        let mut open: Vec<Job> = link.flights.take_all().into_iter().filter(Job::is_open).collect();
-        let said = said(&error);
-        let is_about_a_message = said.as_deref().is_some_and(|text| !text.contains("CONNECTION_FORCED"));
+        let flying = link.flights.take_all();
+        // One that was given up may be the one that the broker has closed the channel over.
+        let is_alone = flying.len() == 1;
+        let mut open: Vec<Job> = flying.into_iter().filter(Job::is_open).collect();
+        let is_about_a_message = is_about_a_frame(&error);
+        let said = said(&error).unwrap_or_default();
         let error = AmqpError::driver("the connection of the publisher to rabbitmq is lost", error);
-        // An exchange that is missing or not ours to publish to is so for every message.
-        let is_about_all = matches!(error.kind(), Kind::Missing | Kind::Denied);
-        if is_about_a_message && (open.len() == 1 || is_about_all) {
+        // An exchange that is missing or not ours to publish to is so for every message; a topic is not.
+        let is_about_all = error.is_missing() || (error.is_denied() && !said.contains("access to topic"));
+        if is_about_a_message && (is_alone || is_about_all) {
             self.careful = self.careful.saturating_sub(open.len());
             for job in &mut open {
-                let refused = self.refused(job, &error, said.as_deref().unwrap_or_default());
+                let refused = self.refused(job, &error, &said);
                 job.finish(Err(refused));
             }
         } else {
@@ -196,7 +197,9 @@ impl Worker {
                 self.queue.push_front(job);
             }
         }
-        if !is_about_a_message {
+        if is_about_a_message {
+            self.state = State::Connecting(Box::pin(link.reopen()));
+        } else {
             self.backoff.lasted(up);
             self.trouble = Some(chain(&error));
             self.state = State::Waiting(Box::pin(sleep(self.backoff.next())));

@@ -91,7 +91,8 @@ impl AmqpSourceBuilder {
     /// Says what the broker's `consumer_timeout` is, where that is not 30 min: RabbitMQ closes the channel of a consumer
     /// that holds a delivery for longer. A message that waits (for a backoff, a claim, a rate) is handed back to the queue
     /// after half of it and comes again; that costs one of the queue's deliveries, of which there are 1,000. With an
-    /// order, the source starts anew instead and everything it holds comes again.
+    /// order nothing is handed back, since later messages would pass: a wait that is longer than this costs the channel,
+    /// and everything on it comes again in its order. `Duration::MAX` where the broker has no such timeout.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.consumer_timeout = timeout;
         self

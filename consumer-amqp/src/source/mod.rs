@@ -60,6 +60,8 @@ const OPEN_LIMIT: Duration = Duration::from_secs(60);
 ///   [`start_timeout`](AmqpSourceBuilder::start_timeout).
 /// - A handler that runs for longer than the broker's `consumer_timeout` costs the channel: everything on it comes
 ///   again. What only *waits* is handed back before, see [`consumer_timeout`](AmqpSourceBuilder::consumer_timeout).
+/// - A flush is done when the broker's channel has the acks. A quorum queue applies 32 at a time: if more than that went
+///   out one by one, and the connection breaks at that moment, the rest come again. A close waits for all of them.
 /// - Property texts that are not UTF-8 cannot be read through the driver: it ends the connection over them.
 ///
 /// Dropped without [`poll_close`](Source::poll_close), it sends the acks that it knows of and leaves.
@@ -194,6 +196,18 @@ impl AmqpSource {
         Ok(())
     }
 
+    /// What a flush says of acks that were lost since the last one.
+    fn take_unsettled(&mut self) -> Result<(), SourceError> {
+        if !std::mem::take(&mut self.unsettled) {
+            return Ok(());
+        }
+        let queue = self.queue();
+        Err(SourceError::new(format!(
+            "the connection to rabbitmq was lost before every ack was known to be with it: messages of `{queue}` may \
+             come again"
+        )))
+    }
+
     /// The session has ended by itself.
     fn lose(&mut self, error: &AmqpError) {
         let State::Running(session) = std::mem::replace(&mut self.state, State::Idle) else { return };
@@ -202,7 +216,7 @@ impl AmqpSource {
         let error = chain(error);
         tracing::warn!(%error, queue = self.queue(), "connecting again in {wait:?}");
         let lost = session.lose();
-        self.unsettled |= !lost.unsettled.is_empty();
+        self.unsettled |= !lost.unsettled.is_empty() || !lost.is_certain;
         self.lost.insert(lost.scope);
         self.flush = None;
         // What runs has begun its effect: it may complete it, however long that takes.
@@ -265,6 +279,8 @@ impl Source for AmqpSource {
     }
 
     fn settle(&mut self, tag: Tag, how: Settlement) {
+        // One that has begun does not tell of this.
+        self.flush = None;
         match &mut self.state {
             State::Running(session) if session.scope == tag.scope => session.settle(tag.seq, how),
             // Done, but the channel it came over is gone: it comes again.
@@ -293,13 +309,7 @@ impl Source for AmqpSource {
                 }
             }
         }
-        if std::mem::take(&mut self.unsettled) {
-            let queue = self.queue();
-            return Poll::Ready(Err(SourceError::new(format!(
-                "the connection to rabbitmq was lost before every ack was with it: messages of `{queue}` come again"
-            ))));
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.take_unsettled())
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
@@ -310,7 +320,7 @@ impl Source for AmqpSource {
                     self.state = State::Closed;
                     return Poll::Ready(closed.map_err(SourceError::from));
                 }
-                State::Closed => return Poll::Ready(Ok(())),
+                State::Closed => return Poll::Ready(self.take_unsettled()),
                 state => {
                     self.state = match std::mem::replace(state, State::Closed) {
                         State::Running(session) => State::Closing(Box::pin(session.close())),

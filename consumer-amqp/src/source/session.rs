@@ -22,7 +22,7 @@ use lapin::{
     },
     types::FieldTable,
 };
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{builder::Options, depth::Depth, hold::Hold};
 use crate::{
@@ -32,8 +32,8 @@ use crate::{
     window::{Ack, Window},
 };
 
-/// How long acks wait for the gap before them to close.
-const GAP: Duration = Duration::from_millis(10);
+/// How long acks wait for others that go along.
+const PAUSE: Duration = Duration::from_millis(10);
 const OK: u16 = 200;
 const CONSUME: BasicConsumeOptions =
     BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
@@ -56,7 +56,10 @@ pub(super) struct Session {
     depth: Depth,
     /// Handed to the driver, and not known to be written to the connection.
     sent: VecDeque<Sent>,
-    gap: Pin<Box<Sleep>>,
+    /// A barrier was passed since the last of them.
+    is_certain: bool,
+    /// From the first ack that waits on.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 struct Sent {
@@ -64,11 +67,17 @@ struct Sent {
     written: Written,
 }
 
+fn one(seq: u64) -> Ack {
+    Ack { from: seq, tag: seq, multiple: false }
+}
+
 /// What a lost session leaves behind.
 pub(super) struct Lost {
     pub(super) scope: u64,
     /// Acked by the runtime, and the broker was not told.
     pub(super) unsettled: Vec<Tag>,
+    /// Whether the broker has everything else that it was told.
+    pub(super) is_certain: bool,
 }
 
 impl Session {
@@ -104,7 +113,8 @@ impl Session {
             channel,
             connection,
             sent: VecDeque::new(),
-            gap: Box::pin(sleep_until(now)),
+            is_certain: true,
+            pause: None,
         })
     }
 
@@ -130,7 +140,9 @@ impl Session {
             return Poll::Ready(Ok(()));
         }
         self.depth.poll(cx);
-        self.hold.poll(cx, &self.window)?;
+        for seq in self.hold.poll_overdue(cx, &mut self.window) {
+            self.requeue(seq);
+        }
         Poll::Pending
     }
 
@@ -144,12 +156,13 @@ impl Session {
                 Some(Err(error)) => {
                     return Err(AmqpError::driver("the connection to rabbitmq is lost", error));
                 }
-                None => {
+                None if self.channel.status().connected() => {
                     return Err(AmqpError::new(
                         Kind::Missing,
                         "rabbitmq has cancelled the consumer: its queue was deleted, or its node is gone",
                     ));
                 }
+                None => return Err(AmqpError::new(Kind::Other, "rabbitmq has closed the channel")),
             };
             let now = *now.get_or_insert_with(Instant::now);
             let tag = delivery.delivery_tag;
@@ -164,23 +177,29 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the acks that are due.
+    /// Sends the acks that are due: when there are many, when nothing else is on its way, or when they have waited for long.
     fn tell(&mut self, cx: &mut Context<'_>) -> Result<(), AmqpError> {
         self.check_written()?;
-        if let Some(ack) = self.window.leading() {
-            self.ack(ack);
+        let many = usize::from(self.prefetch / 4).clamp(1, 64);
+        let done = self.window.done();
+        if done == 0 {
+            self.pause = None;
+            return Ok(());
         }
-        match self.window.behind() {
-            0 => {}
-            many if many >= usize::from(self.prefetch / 4).max(1) => self.tell_behind(),
-            _ => {
-                let now = Instant::now();
-                if self.gap.deadline() <= now {
-                    self.gap.as_mut().reset(now + GAP);
-                }
-                if self.gap.as_mut().poll(cx).is_ready() {
-                    self.tell_behind();
-                }
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
+        let is_over = pause.as_mut().poll(cx).is_ready();
+        if is_over || done >= many || done == self.window.len() {
+            if let Some(ack) = self.window.leading() {
+                self.ack(ack);
+            }
+            // Behind one that is not done each costs a frame of its own, and the gap may close.
+            if is_over || self.window.done() >= many {
+                self.tell_behind();
+            }
+            self.pause = None;
+            if self.window.done() > 0 {
+                // Sets the timer anew.
+                return self.tell(cx);
             }
         }
         Ok(())
@@ -208,6 +227,7 @@ impl Session {
 
     /// The driver queues the frame at the first poll; when it is written is looked at later.
     fn send(&mut self, ack: Ack, frame: impl Future<Output = Result<(), lapin::Error>> + Send + 'static) {
+        self.is_certain = false;
         let mut written: Written = Box::pin(frame);
         match written.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {}
@@ -264,7 +284,10 @@ impl Session {
         if let Poll::Ready(Err(error)) = self.poll_written(cx) {
             return Poll::Ready(Err(error));
         }
-        answer.map_err(|error| AmqpError::driver("rabbitmq did not take the acks", error))
+        answer.map(|answer| {
+            self.is_certain = answer.is_ok();
+            answer.map_err(|error| AmqpError::driver("rabbitmq did not take the acks", error))
+        })
     }
 
     pub(super) fn settle(&mut self, seq: u64, how: Settlement) {
@@ -278,18 +301,21 @@ impl Session {
                 if !self.window.take_out(seq) {
                     return;
                 }
-                let channel = self.channel.clone();
-                let ack = Ack { from: seq, tag: seq, multiple: false };
-                if how == Settlement::Reject {
-                    self.send(ack, async move {
-                        channel.basic_reject(seq, BasicRejectOptions { requeue: false }).await
-                    });
-                } else {
-                    let options = BasicNackOptions { multiple: false, requeue: true };
-                    self.send(ack, async move { channel.basic_nack(seq, options).await });
+                if how == Settlement::Nack {
+                    return self.requeue(seq);
                 }
+                let channel = self.channel.clone();
+                let options = BasicRejectOptions { requeue: false };
+                self.send(one(seq), async move { channel.basic_reject(seq, options).await });
             }
         }
+    }
+
+    /// Back to the queue, from which it comes anew.
+    fn requeue(&mut self, seq: u64) {
+        let channel = self.channel.clone();
+        let options = BasicNackOptions { multiple: false, requeue: true };
+        self.send(one(seq), async move { channel.basic_nack(seq, options).await });
     }
 
     /// What waits at the broker, and here, behind what was handed over.
@@ -303,7 +329,8 @@ impl Session {
         let _ = self.check_written();
         let scope = self.scope;
         let acks = self.sent.iter().flat_map(|sent| sent.ack.from..=sent.ack.tag);
-        Lost { scope, unsettled: acks.map(|seq| Tag { scope, seq }).collect() }
+        let unsettled = acks.map(|seq| Tag { scope, seq }).collect();
+        Lost { scope, unsettled, is_certain: self.is_certain }
     }
 
     /// Leaves when the broker has taken every ack.

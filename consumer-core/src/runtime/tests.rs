@@ -2,6 +2,7 @@
 
 mod basics;
 mod health;
+mod holding;
 mod ordering;
 mod scopes;
 mod scripted;

@@ -2,11 +2,13 @@
 
 use std::pin::pin;
 
+use tower::ServiceBuilder;
+
 use super::{
     scripted::{Script, Step},
     *,
 };
-use crate::{Event, Settlement, Tag};
+use crate::{DedupLayer, Event, Settlement, Tag, memory::MemoryStore};
 
 fn closing(scope: u64, within: Duration) -> Step {
     Step::Event(Event::Closing { scope, within })
@@ -45,6 +47,40 @@ async fn what_runs_in_a_closing_scope_may_finish_in_time_and_is_dropped_after_it
         let report = run.stopped().await;
         assert_eq!((report.processed, report.returned), (2, 1));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fm15_what_comes_again_over_a_new_connection_joins_the_call_that_runs() {
+    let script = Script::default();
+    let log = Log::new();
+    let stack = ServiceBuilder::new().layer(DedupLayer::new(MemoryStore::new(), "c")).service(handle({
+        let log = log.clone();
+        move |message| {
+            log.call(&message);
+            async {
+                sleep(20 * SECOND).await;
+                Ok(())
+            }
+        }
+    }));
+    let mut run = Run::start(Consumer::new(script.clone(), stack));
+    for scope in 1..4 {
+        script.deliver(scope, 7);
+        sleep(SECOND).await;
+        script.then(closing(scope, Duration::MAX));
+    }
+    script.deliver(4, 7);
+    sleep(30 * SECOND).await;
+    assert_eq!(log.numbers(), [7], "one call, over whatever connection it comes");
+    let tag = |scope| Tag { scope, seq: 7 };
+    let settled = script.settled();
+    // What waited over a connection that is gone is handed back; the call that ran, and what joined it last, are done.
+    assert_eq!(settled[..2], [(tag(2), Settlement::Nack), (tag(3), Settlement::Nack)]);
+    assert_eq!(settled[2..], [(tag(1), Settlement::Ack), (tag(4), Settlement::Ack)]);
+    assert_eq!(script.released(), [2, 3, 1]);
+    run.stop();
+    let report = run.report().await;
+    assert_eq!((report.processed, report.duplicates, report.returned), (1, 1, 2));
 }
 
 #[tokio::test(start_paused = true)]

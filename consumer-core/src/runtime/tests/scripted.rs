@@ -4,9 +4,12 @@ use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
-use crate::{Delivery, Event, Message, Settlement, Source, SourceError, Tag};
+use tokio::time::Instant;
+
+use crate::{Delivery, Demand, Event, Message, Settlement, Source, SourceError, Tag};
 
 /// What the source is told, and what it was told by the runtime. Clones share both.
 #[derive(Clone, Default)]
@@ -22,6 +25,8 @@ struct Content {
     closed: bool,
     never_closes: bool,
     waker: Option<Waker>,
+    hold: Option<Duration>,
+    refuses: bool,
 }
 
 pub(super) enum Step {
@@ -59,6 +64,16 @@ impl Script {
         self.0.lock().unwrap().released.clone()
     }
 
+    /// Deliveries may be held for so long.
+    pub(super) fn hold_for(&self, hold: Duration) {
+        self.0.lock().unwrap().hold = Some(hold);
+    }
+
+    /// Cannot give what any run demands.
+    pub(super) fn refuses(&self) {
+        self.0.lock().unwrap().refuses = true;
+    }
+
     pub(super) fn never_closes(&self) {
         self.0.lock().unwrap().never_closes = true;
     }
@@ -69,6 +84,13 @@ impl Script {
 }
 
 impl Source for Script {
+    fn configure(&mut self, demand: Demand) -> Result<(), SourceError> {
+        match self.0.lock().unwrap().refuses {
+            true => Err(SourceError::new(format!("no {demand:?}"))),
+            false => Ok(()),
+        }
+    }
+
     fn poll_event(
         &mut self,
         cx: &mut Context<'_>,
@@ -76,9 +98,14 @@ impl Source for Script {
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<Event, SourceError>> {
         let mut content = self.0.lock().unwrap();
+        let hold = content.hold;
         let message = |tag: Tag| {
             let number = tag.seq.to_string();
-            Message::builder().payload(number.clone()).id(number).key("k").build()
+            let message = Message::builder().payload(number.clone()).id(number).key("k");
+            match hold {
+                Some(hold) => message.hold_until(Instant::now() + hold).build(),
+                None => message.build(),
+            }
         };
         match content.steps.front() {
             Some(Step::Deliver(_)) if room == 0 => {}
