@@ -192,7 +192,9 @@ fn fm30_a_handler_that_outlives_its_lease_is_alone_with_its_message(broker: Brok
     };
     topic.publish((0..16).map(copy).collect());
     let folder = Folder::new();
-    let options = "--lease 1s --handler-delay 3s --until-idle 2s --max-in-flight 8".to_owned();
+    // Fewer in flight than there are copies, so that both get some; idle for longer than Kafka's heartbeat, by which a
+    // member learns that a partition has become its own.
+    let options = "--lease 1s --handler-delay 3s --until-idle 6s --max-in-flight 8".to_owned();
     let mut group = Group { topic: &topic, folder: &folder, options, members: Vec::new() };
     group.start();
     group.start();
