@@ -29,7 +29,7 @@ pub(super) struct Link {
     events: Pin<Box<dyn Stream<Item = lapin::Event> + Send>>,
     confirms: FuturesUnordered<Confirmed>,
     pub(super) flights: Flights<Job>,
-    /// Why the broker takes nothing at the moment.
+    /// Why the broker takes nothing at the moment; the driver sends nothing then.
     pub(super) blocked: Option<String>,
 }
 

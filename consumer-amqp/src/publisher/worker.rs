@@ -140,8 +140,7 @@ impl Worker {
             self.lose(error, up);
             return true;
         }
-        while link.blocked.is_none()
-            && link.flights.len() < if self.careful > 0 { 1 } else { WINDOW }
+        while link.flights.len() < if self.careful > 0 { 1 } else { WINDOW }
             && let Some(job) = self.queue.pop_front()
         {
             link.send(job);
