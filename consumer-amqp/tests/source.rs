@@ -136,6 +136,25 @@ async fn the_prefetch_bounds_what_is_taken_from_the_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
+async fn with_many_in_flight_more_are_sent_ahead() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..300).await;
+    let mut member = drive(consumer(&url, &queue)).demand(64);
+    member.set_room(64);
+    let got = member.take(64, "as many as there is room for").await;
+    let depth = async {
+        while admin(&url).depth(&queue).await.unwrap() != Some(300 - 4 * 64) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(common::LIMIT, depth).await.expect("four times as many are here");
+    member.ack(&got);
+    member.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
 async fn what_is_done_behind_a_message_that_is_not_makes_room_for_more() {
     let url = shared_rabbitmq();
     let queue = queue(&url).await;

@@ -21,7 +21,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// | option | default |
 /// |---|---|
 /// | queue | none: it is required; a plain name is a [quorum queue](Queue::quorum) |
-/// | [`prefetch`](Self::prefetch) | the run's `max_in_flight` |
+/// | [`prefetch`](Self::prefetch) | the run's `max_in_flight`, from 64 on four times that |
 /// | [`consumer_timeout`](Self::consumer_timeout) | 30 min, RabbitMQ's own |
 /// | [`start_timeout`](Self::start_timeout) | 30 s |
 /// | [`heartbeat`](Self::heartbeat) | 10 s |
@@ -81,8 +81,9 @@ impl AmqpSourceBuilder {
         self
     }
 
-    /// Sets how many deliveries the broker sends ahead, where that is to differ from `max_in_flight`. A quorum queue
-    /// gives up to 2,000. Memory is bounded by this number of messages.
+    /// Sets how many deliveries the broker sends ahead. Default: the run's `max_in_flight`, so that a message waits in the
+    /// queue where other consumers can have it; from 64 on four times as many, up to the 2,000 that a quorum queue gives one
+    /// consumer, so that handlers do not wait for the broker. Memory is bounded by this number of messages.
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.prefetch = Some(messages);
         self

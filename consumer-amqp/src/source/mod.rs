@@ -42,6 +42,11 @@ use crate::{
 /// What quorum queues let one consumer have; beyond it RabbitMQ is silent and does as it likes.
 const QUORUM_PREFETCH: usize = 2_000;
 
+/// With so many in flight, nobody minds if messages wait here instead of in the queue, and so many times as many are asked
+/// for: handlers then do not wait for the broker, and an ack can stand for many.
+const MANY: usize = 64;
+const AHEAD: usize = 4;
+
 /// For a whole session to begin, after the first.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -133,13 +138,17 @@ impl AmqpSource {
     }
 
     fn prefetch(&self) -> Result<u16, SourceError> {
-        let wanted = self.options.prefetch.map_or(self.demand.max_in_flight, usize::from);
+        let in_flight = self.demand.max_in_flight;
+        let wanted = self.options.prefetch.map_or(in_flight, usize::from);
         let queue = self.queue();
         if self.options.queue.is_quorum() && wanted > QUORUM_PREFETCH {
             return Err(SourceError::new(format!(
                 "a prefetch of {wanted} is more than the {QUORUM_PREFETCH} a quorum queue gives one consumer (queue \
                  `{queue}`): lower max_in_flight, set a prefetch, or run several consumers"
             )));
+        }
+        if self.options.prefetch.is_none() && (MANY..QUORUM_PREFETCH).contains(&in_flight) {
+            return Ok((in_flight * AHEAD).min(QUORUM_PREFETCH) as u16);
         }
         u16::try_from(wanted).ok().filter(|prefetch| *prefetch > 0).ok_or_else(|| {
             SourceError::new(format!(
@@ -156,13 +165,14 @@ impl AmqpSource {
         let prefetch = self.prefetch()?;
         let hold = Hold::new(self.options.consumer_timeout, self.is_ordered());
         let options = self.options.clone();
+        let max_in_flight = self.demand.max_in_flight;
         // A queue without a leader lets everyone wait who asks for it.
         let limit = match self.starting {
             Some(since) => options.start_timeout.saturating_sub(since.elapsed()),
             None => OPEN_LIMIT,
         };
         self.state = State::Connecting(Box::pin(async move {
-            let opened = timeout(limit, Session::open(&options, prefetch, hold)).await;
+            let opened = timeout(limit, Session::open(&options, prefetch, max_in_flight, hold)).await;
             opened.unwrap_or_else(|_| {
                 let (address, queue) = (options.connection.address(), options.queue.name());
                 let error =

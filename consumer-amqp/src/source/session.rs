@@ -34,6 +34,8 @@ use crate::{
 
 /// How long acks wait for others that go along.
 const PAUSE: Duration = Duration::from_millis(10);
+/// What is acked and not told comes again after a crash.
+const MOST_UNTOLD: usize = 100;
 const OK: u16 = 200;
 const CONSUME: BasicConsumeOptions =
     BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
@@ -48,6 +50,8 @@ pub(super) struct Session {
     pub(super) scope: u64,
     pub(super) since: Instant,
     prefetch: u16,
+    /// How many may be done and not told without a handler waiting for it.
+    spare: usize,
     /// One consumer at a time has the queue.
     single: bool,
     window: Window,
@@ -82,7 +86,12 @@ pub(super) struct Lost {
 
 impl Session {
     /// Connects, sees to the topology, and consumes.
-    pub(super) async fn open(options: &Options, prefetch: u16, hold: Hold) -> Result<Self, AmqpError> {
+    pub(super) async fn open(
+        options: &Options,
+        prefetch: u16,
+        max_in_flight: usize,
+        hold: Hold,
+    ) -> Result<Self, AmqpError> {
         /// Unique in the process: a scope that has ended never comes back.
         static SCOPE: AtomicU64 = AtomicU64::new(1);
 
@@ -105,6 +114,7 @@ impl Session {
             scope: SCOPE.fetch_add(1, Ordering::Relaxed),
             since: now,
             prefetch,
+            spare: (usize::from(prefetch).saturating_sub(max_in_flight) / 4).clamp(1, MOST_UNTOLD),
             single: options.queue.is_single_active_consumer(),
             window: Window::new(),
             reader: Reader::new(queue),
@@ -177,30 +187,28 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the acks that are due: when there are many, when nothing else is on its way, or when they have waited for long.
+    /// Sends the acks that are due: when there are so many that the broker would soon have nothing to send, when nothing
+    /// else is on its way, or when they have waited for a moment. Behind a message that is not done each costs a frame of
+    /// its own, and the gap may close.
     fn tell(&mut self, cx: &mut Context<'_>) -> Result<(), AmqpError> {
         self.check_written()?;
-        let many = usize::from(self.prefetch / 4).clamp(1, 64);
-        let done = self.window.done();
-        if done == 0 {
+        if self.window.done() == 0 {
             self.pause = None;
             return Ok(());
         }
         let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
         let is_over = pause.as_mut().poll(cx).is_ready();
-        if is_over || done >= many || done == self.window.len() {
+        if is_over || self.window.done() >= self.spare || self.window.done() == self.window.len() {
             if let Some(ack) = self.window.leading() {
                 self.ack(ack);
             }
-            // Behind one that is not done each costs a frame of its own, and the gap may close.
-            if is_over || self.window.done() >= many {
+            if is_over || self.window.done() >= usize::from(self.prefetch / 4).max(1) {
                 self.tell_behind();
             }
+        }
+        if is_over {
             self.pause = None;
-            if self.window.done() > 0 {
-                // Sets the timer anew.
-                return self.tell(cx);
-            }
+            return self.tell(cx);
         }
         Ok(())
     }

@@ -58,7 +58,8 @@ pub(super) async fn run(servers: &Servers, queue: Filled) -> Fallible<Ran> {
         worker.await??;
     }
     let took = from.map(|from| from.elapsed()).unwrap_or_default();
-    connection.close(200, "done".into()).await?;
+    // Its channel may be closing by itself.
+    let _ = connection.close(200, "done".into()).await;
     let extra = handled.load(Ordering::Relaxed).saturating_sub(queue.unique);
     Ok(Ran { rate: messages as f64 / took.as_secs_f64(), extra })
 }
