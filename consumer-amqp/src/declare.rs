@@ -59,6 +59,14 @@ pub(crate) async fn queue(
     Ok(())
 }
 
+/// The queue without what belongs to it.
+///
+/// # Errors
+/// With `is_mismatch()`, naming both sides.
+pub(crate) async fn alone(connection: &lapin::Connection, queue: &Queue) -> Result<(), AmqpError> {
+    judge(queue, &differences(connection, queue).await?, Policy::default())
+}
+
 /// Any queue will do: what keeps a dead letter need not be of our making.
 async fn dead_letter_queue(
     connection: &lapin::Connection,

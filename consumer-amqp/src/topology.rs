@@ -1,5 +1,7 @@
 //! Queues, exchanges and bindings, as a source or an administrator asks for them.
 
+use std::time::Duration;
+
 use lapin::types::{AMQPValue, FieldTable, LongString};
 
 use crate::error::AmqpError;
@@ -101,6 +103,19 @@ impl Queue {
     /// A queue for dead letters: quorum, with no limit on deliveries and no dead-letter route of its own.
     pub fn dead_letters(name: impl Into<String>) -> Self {
         Self::quorum(name).without_dead_letter()
+    }
+
+    /// Where messages for `target` wait for `delay`: nobody consumes it, and what has waited goes on by the broker.
+    pub(crate) fn waiting(target: &str, delay: Duration) -> Self {
+        let millis = delay.as_millis().max(1);
+        let name = if millis % 1000 == 0 {
+            format!("{target}.retry.{}s", millis / 1000)
+        } else {
+            format!("{target}.retry.{millis}ms")
+        };
+        // Longer than a queue can: a message that comes too early is only handled earlier.
+        let millis = i64::try_from(millis).unwrap_or(i64::MAX).min(MOST_MILLIS);
+        Self { delivery_limit: None, ..Self::quorum(name).dead_letter(target) }.argument(MESSAGE_TTL, millis)
     }
 
     /// Lets one consumer at a time have the queue; the others stand by. An order of messages needs it. It is fixed when
@@ -236,6 +251,10 @@ pub(crate) const DEAD_LETTER_ROUTING_KEY: &str = "x-dead-letter-routing-key";
 pub(crate) const DEAD_LETTER_STRATEGY: &str = "x-dead-letter-strategy";
 pub(crate) const OVERFLOW: &str = "x-overflow";
 
+const MESSAGE_TTL: &str = "x-message-ttl";
+/// RabbitMQ takes no time to live beyond 32 bits.
+const MOST_MILLIS: i64 = u32::MAX as i64;
+
 const OURS: [&str; 7] = [
     TYPE,
     SINGLE_ACTIVE_CONSUMER,
@@ -358,6 +377,16 @@ mod tests {
             assert_eq!(limit, Some(AMQPValue::LongLongInt(NO_LIMIT.into())));
         }
         assert_eq!(names(&Queue::classic("orders").without_dead_letter()), [TYPE]);
+    }
+
+    #[test]
+    fn a_queue_to_wait_in_leads_back_when_the_time_is_up() {
+        let queue = Queue::waiting("orders", Duration::from_secs(300));
+        assert_eq!((queue.name(), queue.dead_letter_queue()), ("orders.retry.300s", Some("orders")));
+        let table = queue.arguments();
+        assert_eq!(table.inner().get(MESSAGE_TTL), Some(&AMQPValue::LongLongInt(300_000)));
+        assert!(!table.contains_key(DELIVERY_LIMIT_ARGUMENT));
+        assert_eq!(Queue::waiting("orders", Duration::from_millis(1_500)).name(), "orders.retry.1500ms");
     }
 
     #[test]

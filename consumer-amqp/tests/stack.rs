@@ -19,8 +19,8 @@ use common::{
 };
 use consumer_amqp::{AmqpDelivery, AmqpSource, Queue};
 use consumer_core::{
-    DeadLetterLayer, DedupLayer, Failure, Message, Outgoing, Publisher, RetryLayer, dedup::Gate,
-    memory::MemoryStore, message::wire, runtime::Stack,
+    DeadLetterLayer, DedupLayer, DelayedRetryLayer, Failure, Message, Outgoing, Publisher, RetryLayer,
+    dedup::Gate, memory::MemoryStore, message::wire, runtime::Stack,
 };
 use lapin::{
     BasicProperties,
@@ -331,4 +331,56 @@ async fn with_an_order_nothing_is_handed_back_over_a_handler_that_takes_its_time
     until("their end", || run.health.status().held == 0).await;
     assert_eq!(run.stop().await.processed, 2);
     assert_eq!(*calls.lock().unwrap(), [(0, 1, None), (1, 1, None)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm10_fm34_a_delayed_retry_waits_at_the_broker_over_a_restart_of_everybody() {
+    let server = RabbitMq::start().unwrap();
+    let url = server.url();
+    let queue = queue(&url).await;
+    produce(&publisher(&url), &queue, 0..3).await;
+    let (store, calls) = (MemoryStore::new(), Calls::default());
+    let stack = |name| {
+        let calls = calls.clone();
+        ServiceBuilder::new()
+            .layer(DeadLetterLayer::new(publisher(&url), format!("{queue}.dead")))
+            .layer(
+                DelayedRetryLayer::new(publisher(&url))
+                    .delays([Duration::from_secs(2), Duration::from_secs(12)]),
+            )
+            .layer(process(name, &store))
+            .layer(RetryLayer::fixed(Duration::from_millis(10)).max_attempts(2))
+            .service(service_fn(move |message: Message| {
+                calls.lock().unwrap().push((number(&message), message.attempt(), None));
+                let fails = message.attempt() < 4 || number(&message) == 2;
+                async move { if fails { Err(Failure::transient("down")) } else { Ok(()) } }
+            }))
+    };
+    let first = Run::start(consumer(&url, &queue), stack(1));
+    // Two calls at once, the third after two seconds.
+    until("the third calls", || calls.lock().unwrap().len() == 9).await;
+    until("their copies", || first.health.status().held == 0).await;
+    assert_eq!(first.stop().await.deferred, 6);
+    assert_eq!(admin(&url).depth(&format!("{queue}.retry.12s")).await.unwrap(), Some(3));
+    server.sync().unwrap();
+    server.kill();
+    server.start_again().unwrap();
+    let second = Run::start(consumer(&url, &queue), stack(2));
+    until("the fourth calls", || calls.lock().unwrap().len() == 12).await;
+    until("their end", || second.health.status().held == 0).await;
+    let report = second.stop().await;
+    assert_eq!((report.processed, report.dead_lettered), (2, 1), "{report:?}");
+    for n in 0..3 {
+        let attempts: Vec<u32> =
+            calls.lock().unwrap().iter().filter(|call| call.0 == n).map(|call| call.1).collect();
+        assert_eq!(attempts, [1, 2, 3, 4], "message {n}: one chain, and the count goes on");
+    }
+    let dead = contents(&url, &format!("{queue}.dead")).await.remove(0);
+    let said = |name| dead.headers().get_str(name).map(str::to_owned);
+    assert_eq!(
+        (said("dead-letter-attempts").as_deref(), said("retry-round").as_deref()),
+        (Some("4"), Some("2"))
+    );
+    assert_eq!(said("retry-queue").as_deref(), Some(queue.as_str()));
 }

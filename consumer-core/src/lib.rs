@@ -22,7 +22,7 @@ pub use failure::{Failure, FailureError, FailureKind, Outcome, ResultExt};
 pub use layers::MetricsLayer;
 #[cfg(feature = "rate-limit")]
 pub use layers::RateLimitLayer;
-pub use layers::{CatchPanicLayer, DeadLetterLayer, RetryLayer, TimeoutLayer, TraceLayer};
+pub use layers::{CatchPanicLayer, DeadLetterLayer, DelayedRetryLayer, RetryLayer, TimeoutLayer, TraceLayer};
 pub use message::{Defect, HeaderName, Headers, Message, MessageBuilder, Origin};
 pub use pipeline::Pipeline;
 pub use publisher::{DynPublisher, Outgoing, PublishError, Publisher};

@@ -1,6 +1,12 @@
 //! Publishing: one confirmed message at a time, many in flight.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use crate::{BoxError, Headers, Message, message::wire};
 
@@ -13,6 +19,7 @@ pub struct Outgoing {
     set: Headers,
     remove_prefixes: Vec<&'static str>,
     not_before: Option<SystemTime>,
+    delay: Option<Duration>,
 }
 
 impl Outgoing {
@@ -33,6 +40,7 @@ impl Outgoing {
             set: Headers::new(),
             remove_prefixes: Vec::new(),
             not_before: None,
+            delay: None,
         }
     }
 
@@ -69,6 +77,18 @@ impl Outgoing {
     pub fn not_before(mut self, at: SystemTime) -> Self {
         self.not_before = Some(at);
         self
+    }
+
+    /// Asks for delivery after this time, of publishers that hold messages for delays they know, as queues with a time to
+    /// live do. Those that can neither do this nor [`not_before`](Self::not_before) refuse the message.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+
+    /// The delay that was asked for.
+    pub fn delay_by(&self) -> Option<Duration> {
+        self.delay
     }
 
     /// The topic or queue.

@@ -36,6 +36,7 @@ pub(crate) struct Run {
     id: u64,
     waiting: AtomicUsize,
     retried: AtomicU64,
+    ordered: AtomicBool,
     registries: Mutex<Vec<Arc<Registry>>>,
 }
 
@@ -92,6 +93,7 @@ impl Run {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             waiting: AtomicUsize::new(0),
             retried: AtomicU64::new(0),
+            ordered: AtomicBool::new(false),
             registries: Mutex::default(),
         })
     }
@@ -104,6 +106,15 @@ impl Run {
     /// How many deliveries are held without executing.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Messages of one lane run in their order.
+    pub(crate) fn set_ordered(&self) {
+        self.ordered.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.ordered.load(Ordering::Relaxed)
     }
 
     /// A call after the first of its message begins.

@@ -49,12 +49,12 @@ impl Drop for Place {
 impl Job {
     pub(super) fn new(
         exchange: &ShortString,
+        target: &str,
         outgoing: &Outgoing,
         deadline: Instant,
         place: Place,
         answer: Answer,
     ) -> Result<Self, (PublishError, Answer)> {
-        let target = outgoing.target();
         let Ok(routing_key) = ShortString::try_new(target) else {
             let length = target.len();
             let error = format!("a routing key of {length} bytes is longer than the 255 that AMQP carries");

@@ -1,5 +1,6 @@
 //! The publisher: many messages on their way, each done when the broker has confirmed it.
 
+mod delay;
 mod job;
 mod link;
 mod properties;
@@ -8,7 +9,7 @@ mod worker;
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, ready},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -17,6 +18,7 @@ use std::{
 };
 
 use consumer_core::{Headers, Outgoing, PublishError, Publisher};
+use futures_util::future::Either;
 use lapin::types::ShortString;
 use tokio::{
     runtime::Handle,
@@ -59,6 +61,11 @@ const BYTES: usize = 64 << 20;
 /// The driver logs a message that comes back unroutable at level `warn`, with its payload and headers: where those are
 /// secret, switch its target `lapin::returned_messages` off.
 ///
+/// # Later
+/// With [`Outgoing::delay`] a message waits in a queue `<target>.retry.<delay>`, which is declared at the first use, and comes
+/// to its target by the broker when the time is up: no plugin, and no time to live beyond 49 days. The way back is
+/// at-least-once.
+///
 /// Clones share one connection. When the last one is dropped, what is not confirmed yet still goes out. It works on the
 /// tokio runtime of the first publish, in a task.
 #[derive(Clone)]
@@ -72,6 +79,7 @@ struct Inner {
     timeout: Duration,
     bounds: Arc<Bounds>,
     worker: Mutex<Option<mpsc::UnboundedSender<Job>>>,
+    waiting_queues: delay::Known,
 }
 
 /// What is waiting, over all clones.
@@ -161,6 +169,7 @@ impl AmqpPublisherBuilder {
                 timeout: self.timeout,
                 bounds: Arc::default(),
                 worker: Mutex::new(None),
+                waiting_queues: delay::Known::default(),
             }),
         })
     }
@@ -179,20 +188,34 @@ impl AmqpPublisher {
 }
 
 impl Inner {
-    fn enqueue(&self, outgoing: &Outgoing, answer: job::Answer) {
+    /// Enqueued by the call.
+    fn publish_to(
+        &self,
+        target: &str,
+        outgoing: &Outgoing,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static + use<> {
+        let (answer, answered) = oneshot::channel();
+        self.enqueue(target, outgoing, answer);
+        async move {
+            answered.await.unwrap_or_else(|_| {
+                Err(PublishError::unavailable("the runtime that the publisher worked on has ended"))
+            })
+        }
+    }
+
+    fn enqueue(&self, target: &str, outgoing: &Outgoing, answer: job::Answer) {
         let refuse = |error, answer: job::Answer| drop(answer.send(Err(error)));
         let Some(place) = Place::new(self.bounds.clone(), size(outgoing)) else {
             let address = self.connection.address();
             let error = format!(
                 "rabbitmq at {address} does not keep up: the publisher holds {MESSAGES} messages or {BYTES} bytes \
-                 (target {})",
-                outgoing.target()
+                 (target {target})"
             );
             return refuse(PublishError::unavailable(error), answer);
         };
         let now = Instant::now();
         let deadline = now.checked_add(self.timeout).unwrap_or(now + Duration::from_secs(1 << 30));
-        match Job::new(&self.exchange, outgoing, deadline, place, answer) {
+        match Job::new(&self.exchange, target, outgoing, deadline, place, answer) {
             Ok(job) => self.send(job),
             Err((error, answer)) => refuse(error, answer),
         }
@@ -234,12 +257,36 @@ impl Publisher for AmqpPublisher {
         &self,
         outgoing: Outgoing,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static + use<> {
-        let (answer, answered) = oneshot::channel();
-        self.inner.enqueue(&outgoing, answer);
-        async move {
-            answered.await.unwrap_or_else(|_| {
-                Err(PublishError::unavailable("the runtime that the publisher worked on has ended"))
-            })
+        let Some(delay) = outgoing.delay_by() else {
+            let refused = outgoing.due().map(|_| {
+                PublishError::refused("rabbitmq holds messages back for a delay, and not until a time")
+            });
+            let published = match refused {
+                Some(error) => Err(error),
+                None => Ok(self.inner.publish_to(outgoing.target(), &outgoing)),
+            };
+            return Either::Left(async move { published?.await });
+        };
+        if !self.inner.exchange.as_str().is_empty() {
+            let error =
+                "a publisher to an exchange cannot delay: messages wait in a queue that leads to another one";
+            return Either::Right(Either::Left(ready(Err(PublishError::refused(error)))));
+        }
+        let delayed = delay::publish(self.inner.clone(), outgoing, delay);
+        Either::Right(Either::Right(spawned(delayed)))
+    }
+}
+
+/// Goes on although the future is dropped.
+fn spawned(
+    publish: impl Future<Output = Result<(), PublishError>> + Send + 'static,
+) -> impl Future<Output = Result<(), PublishError>> + Send + 'static {
+    let task = Handle::try_current().map(|runtime| runtime.spawn(publish));
+    async move {
+        let lost = |_| PublishError::unavailable("the runtime that the publisher worked on has ended");
+        match task {
+            Ok(task) => task.await.map_err(lost)?,
+            Err(_) => Err(PublishError::unavailable("an amqp publisher needs a tokio runtime")),
         }
     }
 }

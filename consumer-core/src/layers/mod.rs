@@ -10,16 +10,19 @@
 
 pub mod catch_panic;
 pub mod dead_letter;
+pub mod delayed_retry;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 #[cfg(feature = "rate-limit")]
 pub mod rate_limit;
 pub mod retry;
+pub(crate) mod target;
 pub mod timeout;
 pub mod trace;
 
 pub use catch_panic::CatchPanicLayer;
 pub use dead_letter::DeadLetterLayer;
+pub use delayed_retry::DelayedRetryLayer;
 #[cfg(feature = "metrics")]
 pub use metrics::MetricsLayer;
 #[cfg(feature = "rate-limit")]

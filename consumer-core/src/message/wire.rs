@@ -34,6 +34,10 @@ pub const DEAD_LETTER_DROPPED: &str = "dead-letter-dropped";
 pub const RETRY_PREFIX: &str = "retry-";
 /// The attempt that comes next, 1-based.
 pub const RETRY_ATTEMPT: &str = "retry-attempt";
+/// How many delays the message has waited for, this one included.
+pub const RETRY_ROUND: &str = "retry-round";
+/// What a delayed copy came from at first: `kafka`, `amqp` or `memory`.
+pub const RETRY_SOURCE: &str = "retry-source";
 /// Not before this time.
 pub const RETRY_NOT_BEFORE: &str = "retry-not-before";
 /// When the message failed first.

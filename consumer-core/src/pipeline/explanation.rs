@@ -75,6 +75,9 @@ fn guarantees(facts: &Facts) -> Vec<String> {
     if facts.dead_letter.is_some() {
         acked.push("the broker confirmed its dead letter");
     }
+    if facts.delayed_retry.is_some() {
+        acked.push("the broker confirmed a copy that comes later");
+    }
     said.push(format!("At-least-once: a message is acknowledged only after {}.", acked.join(", or ")));
     if let Some(dedup) = &facts.dedup {
         said.extend(dedup_guarantees(dedup));
@@ -83,6 +86,13 @@ fn guarantees(facts: &Facts) -> Vec<String> {
         let target = &dead.target;
         said.push(format!(
             "A message that fails for good is set aside in `{target}`, with its reason and origin."
+        ));
+    }
+    if let Some(delayed) = &facts.delayed_retry {
+        let delays: Vec<String> = delayed.delays.iter().map(|delay| words(*delay)).collect();
+        said.push(format!(
+            "What still fails comes again by the broker after {}; later messages of its key pass it.",
+            delays.join(", then ")
         ));
     }
     if let Some(retry) = &facts.retry {

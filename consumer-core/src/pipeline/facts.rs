@@ -29,6 +29,8 @@ pub struct Facts {
     pub metrics: bool,
     /// Failed messages are set aside.
     pub dead_letter: Option<DeadLetterFacts>,
+    /// What fails comes again by the broker.
+    pub delayed_retry: Option<DelayedRetryFacts>,
     /// Duplicates are recognised.
     pub dedup: Option<DedupFacts>,
     /// Transient failures are tried again.
@@ -43,6 +45,13 @@ pub struct Facts {
     pub catch_panic: bool,
     /// Layers of other crates, in the words they were given.
     pub foreign: Vec<String>,
+}
+
+/// What a delayed-retry layer says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DelayedRetryFacts {
+    /// How long each round waits.
+    pub delays: Vec<Duration>,
 }
 
 /// What a dead-letter layer says of itself.

@@ -56,7 +56,7 @@ use tower::{
 };
 
 pub use explanation::Explanation;
-pub use facts::{DeadLetterFacts, DedupFacts, Explain, Facts, RateFacts, RetryFacts};
+pub use facts::{DeadLetterFacts, DedupFacts, DelayedRetryFacts, Explain, Facts, RateFacts, RetryFacts};
 pub use layers::{Concurrency, Foreign};
 
 use crate::CatchPanicLayer;
@@ -70,6 +70,7 @@ pub struct Pipeline<
     Trace = Identity,
     Metrics = Identity,
     DeadLetter = Identity,
+    Delay = Identity,
     Dedup = Identity,
     Retry = Identity,
     Rate = Identity,
@@ -80,6 +81,7 @@ pub struct Pipeline<
     trace: Trace,
     metrics: Metrics,
     dead_letter: DeadLetter,
+    delayed_retry: Delay,
     dedup: Dedup,
     retry: Retry,
     rate_limit: Rate,
@@ -89,11 +91,14 @@ pub struct Pipeline<
 }
 
 /// The layer that a [`Pipeline`] becomes: innermost first, as tower stacks them.
-pub type Stacked<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch> = Stack<
+pub type Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch> = Stack<
     Catch,
     Stack<
         Timeout,
-        Stack<Limit, Stack<Rate, Stack<Retry, Stack<Dedup, Stack<DeadLetter, Stack<Metrics, Trace>>>>>>,
+        Stack<
+            Limit,
+            Stack<Rate, Stack<Retry, Stack<Dedup, Stack<Delay, Stack<DeadLetter, Stack<Metrics, Trace>>>>>>,
+        >,
     >,
 >;
 
@@ -104,6 +109,7 @@ impl Pipeline {
             trace: Identity::new(),
             metrics: Identity::new(),
             dead_letter: Identity::new(),
+            delayed_retry: Identity::new(),
             dedup: Identity::new(),
             retry: Identity::new(),
             rate_limit: Identity::new(),
@@ -123,8 +129,8 @@ impl Default for Pipeline {
 /// One method for each slot: it replaces the slot's type and moves the others over.
 macro_rules! slots {
     ($($(#[$docs:meta])* $slot:ident [$($before:ident)*] [$($after:ident)*] $($other:ident)*;)*) => {
-        impl<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
-            Pipeline<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
+        impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
+            Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
         {
             $(
                 $(#[$docs])*
@@ -138,36 +144,39 @@ macro_rules! slots {
 
 slots! {
     /// Sets the trace layer, [`TraceLayer`](crate::TraceLayer).
-    trace [] [Metrics DeadLetter Dedup Retry Rate Limit Timeout Catch]
-        metrics dead_letter dedup retry rate_limit concurrency_limit timeout catch_panic;
+    trace [] [Metrics DeadLetter Delay Dedup Retry Rate Limit Timeout Catch]
+        metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit timeout catch_panic;
     /// Sets the metrics layer, `MetricsLayer`.
-    metrics [Trace] [DeadLetter Dedup Retry Rate Limit Timeout Catch]
-        trace dead_letter dedup retry rate_limit concurrency_limit timeout catch_panic;
+    metrics [Trace] [DeadLetter Delay Dedup Retry Rate Limit Timeout Catch]
+        trace dead_letter delayed_retry dedup retry rate_limit concurrency_limit timeout catch_panic;
     /// Sets the dead-letter layer.
-    dead_letter [Trace Metrics] [Dedup Retry Rate Limit Timeout Catch]
-        trace metrics dedup retry rate_limit concurrency_limit timeout catch_panic;
+    dead_letter [Trace Metrics] [Delay Dedup Retry Rate Limit Timeout Catch]
+        trace metrics delayed_retry dedup retry rate_limit concurrency_limit timeout catch_panic;
+    /// Sets the delayed-retry layer, [`DelayedRetryLayer`](crate::DelayedRetryLayer).
+    delayed_retry [Trace Metrics DeadLetter] [Dedup Retry Rate Limit Timeout Catch]
+        trace metrics dead_letter dedup retry rate_limit concurrency_limit timeout catch_panic;
     /// Sets the dedup layer.
-    dedup [Trace Metrics DeadLetter] [Retry Rate Limit Timeout Catch]
-        trace metrics dead_letter retry rate_limit concurrency_limit timeout catch_panic;
+    dedup [Trace Metrics DeadLetter Delay] [Retry Rate Limit Timeout Catch]
+        trace metrics dead_letter delayed_retry retry rate_limit concurrency_limit timeout catch_panic;
     /// Sets the retry layer, [`RetryLayer`](crate::RetryLayer).
-    retry [Trace Metrics DeadLetter Dedup] [Rate Limit Timeout Catch]
-        trace metrics dead_letter dedup rate_limit concurrency_limit timeout catch_panic;
+    retry [Trace Metrics DeadLetter Delay Dedup] [Rate Limit Timeout Catch]
+        trace metrics dead_letter delayed_retry dedup rate_limit concurrency_limit timeout catch_panic;
     /// Sets the rate limit, `RateLimitLayer`.
-    rate_limit [Trace Metrics DeadLetter Dedup Retry] [Limit Timeout Catch]
-        trace metrics dead_letter dedup retry concurrency_limit timeout catch_panic;
+    rate_limit [Trace Metrics DeadLetter Delay Dedup Retry] [Limit Timeout Catch]
+        trace metrics dead_letter delayed_retry dedup retry concurrency_limit timeout catch_panic;
     /// Sets the concurrency limit; [`concurrency`](Self::concurrency) is shorter.
-    concurrency_limit [Trace Metrics DeadLetter Dedup Retry Rate] [Timeout Catch]
-        trace metrics dead_letter dedup retry rate_limit timeout catch_panic;
+    concurrency_limit [Trace Metrics DeadLetter Delay Dedup Retry Rate] [Timeout Catch]
+        trace metrics dead_letter delayed_retry dedup retry rate_limit timeout catch_panic;
     /// Sets the timeout of one attempt, [`TimeoutLayer`](crate::TimeoutLayer).
-    timeout [Trace Metrics DeadLetter Dedup Retry Rate Limit] [Catch]
-        trace metrics dead_letter dedup retry rate_limit concurrency_limit catch_panic;
+    timeout [Trace Metrics DeadLetter Delay Dedup Retry Rate Limit] [Catch]
+        trace metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit catch_panic;
     /// Replaces the layer that catches panics. Default: [`CatchPanicLayer`].
-    catch_panic [Trace Metrics DeadLetter Dedup Retry Rate Limit Timeout] []
-        trace metrics dead_letter dedup retry rate_limit concurrency_limit timeout;
+    catch_panic [Trace Metrics DeadLetter Delay Dedup Retry Rate Limit Timeout] []
+        trace metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit timeout;
 }
 
-impl<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
-    Pipeline<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
+impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
+    Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
 {
     /// At most `max` calls run at once. A call that waits in a backoff or for the rate limit is not running.
     ///
@@ -176,23 +185,24 @@ impl<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
     pub fn concurrency(
         self,
         max: usize,
-    ) -> Pipeline<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Concurrency, Timeout, Catch> {
+    ) -> Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Concurrency, Timeout, Catch> {
         self.concurrency_limit(Concurrency::new(max))
     }
 
     /// Catches no panics: they are left to the runtime, which knows of no retry and no dead letter.
     pub fn without_catch_panic(
         self,
-    ) -> Pipeline<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Identity> {
+    ) -> Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Identity> {
         self.catch_panic(Identity::new())
     }
 
     /// The layers as one, in order.
     pub fn into_layer(
         self,
-    ) -> Stacked<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch> {
+    ) -> Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch> {
         let outer = Stack::new(self.metrics, self.trace);
-        let outer = Stack::new(self.dedup, Stack::new(self.dead_letter, outer));
+        let outer = Stack::new(self.delayed_retry, Stack::new(self.dead_letter, outer));
+        let outer = Stack::new(self.dedup, outer);
         let outer = Stack::new(self.rate_limit, Stack::new(self.retry, outer));
         let outer = Stack::new(self.timeout, Stack::new(self.concurrency_limit, outer));
         Stack::new(self.catch_panic, outer)
@@ -203,9 +213,9 @@ impl<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
     pub fn service<S>(
         self,
         handler: S,
-    ) -> <Stacked<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch> as Layer<S>>::Service
+    ) -> <Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch> as Layer<S>>::Service
     where
-        Stacked<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>: Layer<S>,
+        Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>: Layer<S>,
     {
         self.into_layer().layer(handler)
     }
@@ -216,6 +226,7 @@ impl<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
         Trace: Explain,
         Metrics: Explain,
         DeadLetter: Explain,
+        Delay: Explain,
         Dedup: Explain,
         Retry: Explain,
         Rate: Explain,
@@ -224,10 +235,11 @@ impl<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
         Catch: Explain,
     {
         let mut facts = Facts::default();
-        let slots: [&dyn Explain; 9] = [
+        let slots: [&dyn Explain; 10] = [
             &self.trace,
             &self.metrics,
             &self.dead_letter,
+            &self.delayed_retry,
             &self.dedup,
             &self.retry,
             &self.rate_limit,
@@ -247,6 +259,7 @@ impl<Trace, Metrics, DeadLetter, Dedup, Retry, Rate, Limit, Timeout, Catch>
         Trace: Explain,
         Metrics: Explain,
         DeadLetter: Explain,
+        Delay: Explain,
         Dedup: Explain,
         Retry: Explain,
         Rate: Explain,

@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    Config, Report, RunError, Stack,
+    Config, Ordering, Report, RunError, Stack,
     finished::{Ending, Finished, Inbox, Place},
     health::Health,
     idle::Idle,
@@ -91,6 +91,9 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
         shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
     ) -> Self {
         let run = Run::new();
+        if !matches!(config.ordering, Ordering::None) {
+            run.set_ordered();
+        }
         Self {
             source,
             stack,

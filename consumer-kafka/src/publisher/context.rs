@@ -94,6 +94,12 @@ impl Reports {
     }
 
     pub(super) fn publish(&self, producer: &BaseProducer<Self>, pending: Pending) {
+        if pending.outgoing.due().is_some() || pending.outgoing.delay_by().is_some() {
+            let message =
+                format!("kafka cannot hold a message for {} back until later", pending.outgoing.target());
+            let _ = pending.answer.send(Err(PublishError::refused(message)));
+            return;
+        }
         if pending.bytes() > self.limits.bytes {
             let message = format!(
                 "a message of {} bytes to {} is larger than the queue of the publisher, {} bytes \

@@ -7,7 +7,7 @@ use consumer::{
     dedup::DynStore,
     handler::handler,
     pipeline::Explanation,
-    runtime::{Stack, signal},
+    runtime::{Ordering, Stack, signal},
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -26,11 +26,8 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(28);
 
 pub(crate) fn run(options: Consume) -> Result<(), Stop> {
-    if options.delays.as_ref().is_some_and(|delays| !delays.is_empty()) {
-        return Err(Stop::usage(
-            "--delays asks for delayed retry through the broker, which this version does not have: leave it out, and \
-             failed messages are tried again in this process (--attempts, --backoff)",
-        ));
+    if !delays(&options).is_empty() {
+        delayed_retry(&options)?;
     }
     let dead_letter = options.broker.dead_letter();
     if dead_letter == options.broker.topic {
@@ -44,7 +41,8 @@ pub(crate) fn run(options: Consume) -> Result<(), Stop> {
         Stop::usage(format!("the mail log {} cannot be opened: {error}", options.mail_log.display()))
     })?;
     let mailer = Mailer::new(log, options.handler_delay, options.repaired);
-    logs::start("info");
+    // The driver of RabbitMQ shows whole messages there.
+    logs::start("info,lapin::returned_messages=off");
     block_on(async {
         let mut stopping = stop_signal();
         let connecting = timeout(START_LIMIT, async { Ok((store.await?, broker.await?)) });
@@ -77,6 +75,26 @@ pub(crate) fn run(options: Consume) -> Result<(), Stop> {
     })
 }
 
+fn delays(options: &Consume) -> &[Duration] {
+    options.delays.as_ref().map_or(&[], |delays| &delays.0)
+}
+
+/// Whether `--delays` can be had.
+fn delayed_retry(options: &Consume) -> Result<(), Stop> {
+    if options.broker.url.starts_with("kafka") {
+        return Err(Stop::usage(
+            "--delays asks for delayed retry through the broker, which this version does not have on Kafka: leave it \
+             out, and failed messages are tried again in this process (--attempts, --backoff)",
+        ));
+    }
+    if !matches!(options.ordering.into(), Ordering::None) {
+        return Err(Stop::usage(
+            "--delays and --ordering exclude each other: later messages pass the one that waits",
+        ));
+    }
+    Ok(())
+}
+
 fn stacked(
     options: &Consume,
     store: DynStore,
@@ -91,6 +109,7 @@ fn stacked(
         rate: options.rate,
         lease: options.lease,
         retention: options.retention,
+        delays: delays(options).to_vec(),
     };
     stack(&settings, dead, settings.dedup(store), handler(confirm).with_state(mailer))
 }

@@ -114,6 +114,7 @@ impl Shop {
             rate: 0,
             lease: LEASE,
             retention: Duration::from_secs(3600),
+            delays: Vec::new(),
         };
         let mailer = Mailer::new(MailLog::memory(), Duration::ZERO, false);
         Self { broker, store: MemoryStore::new(), mailer, settings }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use consumer::{
-    DeadLetterLayer, DedupLayer, DynPublisher, Pipeline, RateLimitLayer, RetryLayer, TraceLayer,
+    DeadLetterLayer, DedupLayer, DelayedRetryLayer, DynPublisher, Pipeline, RateLimitLayer, RetryLayer,
+    TraceLayer,
     dedup::{DynStore, IdempotencyKey},
     pipeline::Explanation,
     runtime::Stack,
@@ -20,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) rate: u32,
     pub(crate) lease: Duration,
     pub(crate) retention: Duration,
+    /// What still fails comes again by the broker after each of these.
+    pub(crate) delays: Vec<Duration>,
 }
 
 impl Settings {
@@ -41,7 +44,8 @@ pub(crate) fn stack<H: Stack>(
 ) -> (impl Stack + use<H>, Explanation) {
     let pipeline = Pipeline::new()
         .trace(TraceLayer::new())
-        .dead_letter(DeadLetterLayer::new(dead, &*settings.dead_letter))
+        .dead_letter(DeadLetterLayer::new(dead.clone(), &*settings.dead_letter))
+        .delayed_retry(DelayedRetryLayer::new(dead).delays(settings.delays.iter().copied()))
         .dedup(dedup)
         .retry(RetryLayer::exponential(settings.backoff).max_attempts(settings.attempts))
         .rate_limit(RateLimitLayer::per_second(settings.rate));

@@ -109,8 +109,14 @@ fn urls_names_and_numbers_that_rabbitmq_does_not_take() {
 }
 
 #[test]
-fn delayed_retry_is_not_there_yet() {
-    refused(["consume", "--delays", "10s,1m"], "delayed retry");
+fn delayed_retry_is_refused_where_it_cannot_be_had() {
+    let with = |broker, more: &[&str]| {
+        let all = [&["consume", "--broker", broker, "--delays", "10s,1m"][..], more].concat();
+        run(all).stderr
+    };
+    assert!(with("kafka://h:1", &[]).contains("does not have on Kafka"));
+    assert!(with("amqp://h:1", &["--ordering", "key"]).contains("exclude each other"));
+    refused(["consume", "--delays", "10s,soon"], "duration");
 }
 
 #[test]
@@ -120,7 +126,7 @@ fn every_option_can_be_an_environment_variable() {
     check(&with("MAX_IN_FLIGHT", "many"), "many");
     check(&with("UNTIL_IDLE", "soon"), "soon");
     check(&with("REPAIRED", "maybe"), "maybe");
-    check(&with("DELAYS", "10s"), "delayed retry");
+    check(&with("DELAYS", "soon"), "soon");
     // Those given on the command line win, and an empty one is none.
     check(&with("DELAYS", ""), "lives in one process");
     let both = orders(["consume", "--broker", "memory:"]).env("BROKER_URL", "http://h").output().unwrap();

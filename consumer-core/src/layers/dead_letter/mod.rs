@@ -43,12 +43,13 @@ use tower::Layer;
 
 use crate::{
     Publisher,
+    layers::target::Target,
     pipeline::{DeadLetterFacts, Explain, Facts},
     time::{WallClock, system},
 };
 pub use provenance::Reason;
 pub use service::DeadLetter;
-use service::{Shared, Target};
+use service::Shared;
 
 #[cfg(doc)]
 use crate::Failure;

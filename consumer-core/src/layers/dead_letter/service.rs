@@ -3,13 +3,9 @@
 use std::{
     fmt,
     future::Future,
-    mem,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, Waker, ready},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -23,6 +19,7 @@ use crate::{
     BoxError, Failure, Message, Outcome, Outgoing, PublishError, Publisher,
     dedup::{HeldClaim, Resolution},
     failure::chain,
+    layers::target::Target,
     message::wire,
     scope::answered,
 };
@@ -216,57 +213,6 @@ async fn hold_unsendable(outgoing: &Outgoing, message: &Message, error: &Publish
 fn count(name: &'static str, outgoing: &Outgoing) {
     let consumer = outgoing.changes().get_str(wire::DEAD_LETTER_CONSUMER).unwrap_or_default().to_owned();
     metrics::counter!(name, names::CONSUMER => consumer).increment(1);
-}
-
-/// What is known of the target: it is away while at least one publish to it is failing.
-#[derive(Default)]
-pub(super) struct Target(Arc<Failing>);
-
-#[derive(Default)]
-struct Failing {
-    /// Falls only with `waiting` locked, so that none who waits is forgotten.
-    publishes: AtomicUsize,
-    waiting: Mutex<Vec<Waker>>,
-}
-
-/// One publish that is failing.
-struct Away(Arc<Failing>);
-
-impl Failing {
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Target {
-    fn poll_up(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.0.publishes.load(Ordering::Acquire) == 0 {
-            return Poll::Ready(());
-        }
-        let mut waiting = self.0.waiting();
-        if self.0.publishes.load(Ordering::Acquire) == 0 {
-            return Poll::Ready(());
-        }
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
-    fn away(&self) -> Away {
-        self.0.publishes.fetch_add(1, Ordering::AcqRel);
-        Away(self.0.clone())
-    }
-}
-
-impl Drop for Away {
-    fn drop(&mut self) {
-        let mut waiting = self.0.waiting();
-        if self.0.publishes.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let waiting = mem::take(&mut *waiting);
-            waiting.into_iter().for_each(Waker::wake);
-        }
-    }
 }
 
 impl<S: Clone, P> Clone for DeadLetter<S, P> {

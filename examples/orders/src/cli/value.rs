@@ -52,6 +52,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|_| "too long".to_owned())
 }
 
+/// Distances of delayed retry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Delays(pub(crate) Vec<Duration>);
+
+/// Durations with commas between them; an empty text is none.
+pub(crate) fn delays(text: &str) -> Result<Delays, String> {
+    let parts = text.split(',').filter(|_| !text.is_empty());
+    parts.map(|part| some_duration(part.trim())).collect::<Result<_, _>>().map(Delays)
+}
+
 /// Like [`duration`], but not zero.
 pub(crate) fn some_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
@@ -114,6 +124,15 @@ mod tests {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
         assert!(some_duration("0ms").is_err() && some_duration("1ms").is_ok());
+    }
+
+    #[test]
+    fn delays_are_durations_with_commas() {
+        let seconds = |seconds: &[u64]| Ok(Delays(seconds.iter().map(|s| Duration::from_secs(*s)).collect()));
+        assert_eq!((delays(""), delays("30s,5m, 1h")), (seconds(&[]), seconds(&[30, 300, 3600])));
+        for wrong in [",", "30s,", "30s;5m", "0s", "30"] {
+            assert!(delays(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

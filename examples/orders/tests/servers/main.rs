@@ -8,6 +8,7 @@ mod common;
 
 mod addresses;
 mod crashes;
+mod delays;
 mod outages;
 mod queue;
 mod start;

@@ -1,0 +1,52 @@
+//! Delayed retry: what still fails waits at the broker.
+
+use std::collections::HashSet;
+
+use crate::{
+    common::{Folder, Running, mails, orders, run, unique, wait_for},
+    topic::{Broker, Topic, order},
+};
+
+/// A provider that is down for two attempts, a process that is killed while copies wait, and one that goes on.
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_once() {
+    let topic = Topic::shared(Broker::RabbitMq, "delays");
+    let mut messages: Vec<_> = (0..30).map(|_| order(&unique("good"), "ann@example.com")).collect();
+    messages.extend((0..20).map(|_| order(&unique("flaky"), "ben@flaky.example")));
+    messages.extend((0..5).map(|_| order(&unique("down"), "x@down.example")));
+    messages.extend((0..5).map(|_| order(&unique("bounced"), "x@bounces.example")));
+    let ids: HashSet<String> = messages[..50]
+        .iter()
+        .map(|message| String::from_utf8(message.id().unwrap().to_vec()).unwrap())
+        .collect();
+    topic.publish(messages);
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
+    let options = "--attempts 1 --delays 3s,4s --lease 1s --until-idle 8s";
+    arguments.extend(options.split(' ').map(str::to_owned));
+    let first = Running::start(&mut orders(arguments.iter().map(String::as_str)));
+    // All good ones are mailed, so the others have failed once and wait, or are about to.
+    wait_for("the good ones", || mails(&log).len() >= 30);
+    first.kill();
+    let done = run(arguments.iter().map(String::as_str)).ok();
+    // Two for each that needed a third attempt, whether it helped or not.
+    assert_eq!((done.number("retried"), done.number("processed")), (50, 20), "{:?}", done.report());
+    assert!(!done.stderr.contains("ben@flaky.example"), "no payload in the log");
+    let sent = mails(&log);
+    let mailed: HashSet<String> = sent.iter().map(|mail| mail.message_id.clone()).collect();
+    assert_eq!(mailed, ids, "every order with an address that works in the end");
+    let flaky: Vec<_> = sent.iter().filter(|mail| mail.message_id.contains("flaky")).collect();
+    assert_eq!(flaky.len(), 20);
+    assert!(flaky.iter().all(|mail| mail.attempt == 3), "the count goes on from copy to copy");
+    let dead = topic.dead_letters();
+    let reason = |reason: &str| {
+        dead.iter().filter(|letter| letter.headers().get_str("dead-letter-reason") == Some(reason)).count()
+    };
+    assert_eq!((dead.len(), reason("attempts-exhausted"), reason("permanent")), (10, 5, 5));
+    let down =
+        dead.iter().find(|letter| letter.id().unwrap().windows(4).any(|part| part == b"down")).unwrap();
+    assert_eq!(down.headers().get_str("dead-letter-attempts"), Some("3"));
+}
