@@ -108,7 +108,7 @@ impl Queue {
     /// Where messages for `target` wait for `delay`: nobody consumes it, and what has waited goes on by the broker.
     pub(crate) fn waiting(target: &str, delay: Duration) -> Self {
         let millis = delay.as_millis().max(1);
-        let name = if millis % 1000 == 0 {
+        let name = if millis.is_multiple_of(1000) {
             format!("{target}.retry.{}s", millis / 1000)
         } else {
             format!("{target}.retry.{millis}ms")

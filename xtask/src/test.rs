@@ -54,6 +54,8 @@ const EXAMPLES: [(&str, &str); 9] = [
     ("fan-out", "amqp"),
 ];
 
+const TEST_THREADS: &str = "4";
+
 /// What the core must not depend on.
 const FOREIGN_TO_CORE: [&str; 5] = ["rdkafka", "rdkafka-sys", "redis", "lapin", "sqlx"];
 
@@ -135,6 +137,10 @@ fn tests(interrupt: &Interrupt) -> Result<(), Stop> {
     let services = Services::start(interrupt)?;
     let mut run = cargo::cargo();
     run.args(test).args(["--", "--include-ignored"]);
+    // Most of them wait for servers: more of them than there are cores.
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        run.env("RUST_TEST_THREADS", TEST_THREADS);
+    }
     run.env(KAFKA_VARIABLE, services.kafka.bootstrap());
     run.env(RABBITMQ_VARIABLE, services.rabbitmq.url()).env(REDIS_VARIABLE, services.redis.url());
     cargo::run(&mut run, interrupt)

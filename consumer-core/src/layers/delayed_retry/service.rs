@@ -129,9 +129,7 @@ impl<P: Publisher> Shared<P> {
             tracing::error!(%origin, "no delayed retry in a run with an order: later messages would pass this one");
             return None;
         }
-        if target_of(origin).is_none() {
-            return None;
-        }
+        target_of(origin)?;
         if next.is_capped {
             let asked = failure.retry_after();
             tracing::warn!(%origin, ?asked, delay = ?next.delay, "the wait that was asked for is longer than every delay");
