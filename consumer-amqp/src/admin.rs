@@ -3,7 +3,7 @@
 use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
 
 use crate::{
-    connection::Connection,
+    connection::{Connection, leave},
     declare::{self, Policy},
     error::AmqpError,
     topology::{Exchange, Queue, check_name},
@@ -142,9 +142,4 @@ impl AmqpAdmin {
             .map(u64::from)
             .map_err(|error| AmqpError::driver(format!("the queue `{queue}` cannot be purged"), error))
     }
-}
-
-async fn leave(connection: lapin::Connection) {
-    // What was asked for is done.
-    let _ = connection.close(200, "closed".into()).await;
 }

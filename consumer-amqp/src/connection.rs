@@ -170,6 +170,11 @@ impl Connection {
     }
 }
 
+/// Ends a connection over which all that was asked for is done.
+pub(crate) async fn leave(connection: lapin::Connection) {
+    let _ = connection.close(200, "closed".into()).await;
+}
+
 impl Tls {
     fn read(&self) -> Result<OwnedTLSConfig, AmqpError> {
         let read = |path: &PathBuf| {

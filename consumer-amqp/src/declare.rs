@@ -25,7 +25,7 @@ pub(crate) struct Policy {
     pub(crate) accept_foreign: bool,
 }
 
-const PASSIVE: QueueDeclareOptions = options(true);
+pub(crate) const PASSIVE: QueueDeclareOptions = options(true);
 const ACTIVE: QueueDeclareOptions = options(false);
 /// More properties than a queue has.
 const DIFFERENCES: usize = 20;

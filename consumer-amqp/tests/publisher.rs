@@ -227,6 +227,11 @@ async fn what_amqp_cannot_carry_is_refused_by_name() {
     let long = Message::builder().payload("x").header("h".repeat(256), "v").build();
     let error = refused(Outgoing::new("orders", long)).await;
     assert!(!error.is_transient() && error.to_string().contains("256 bytes"), "{error}");
+    let later = outgoing("orders", "x").not_before(SystemTime::now() + Duration::from_secs(60));
+    assert!(!refused(later).await.is_transient(), "it knows delays, not times");
+    let to_exchange = AmqpPublisher::builder("amqp://127.0.0.1:1").exchange("events").build().unwrap();
+    let delayed = outgoing("key", "x").delay(Duration::from_secs(60));
+    assert!(!to_exchange.publish(delayed).await.unwrap_err().is_transient());
     let routed = Message::builder().payload("x").header("CC", "elsewhere").build();
     let error = refused(Outgoing::new("orders", routed)).await;
     assert!(error.to_string().contains("CC"), "{error}");

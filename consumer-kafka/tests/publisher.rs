@@ -212,3 +212,14 @@ fn aborted_transaction(brokers: &str, topic: &str) {
     producer.flush(LIMIT).unwrap();
     producer.abort_transaction(LIMIT).unwrap();
 }
+
+#[tokio::test]
+async fn a_message_for_later_is_refused_and_not_delivered_at_once() {
+    let publisher = publisher("127.0.0.1:1");
+    let message = || Outgoing::new("t", Message::builder().payload("x").build());
+    let later = message().not_before(std::time::SystemTime::now() + Duration::from_secs(60));
+    for outgoing in [later, message().delay(Duration::from_secs(60))] {
+        let error = publisher.publish(outgoing).await.unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains("until later"), "{error}");
+    }
+}

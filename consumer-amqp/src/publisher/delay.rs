@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::Inner;
 use crate::{
+    connection::leave,
     declare,
     error::{AmqpError, chain},
     topology::{Queue, check_name},
@@ -60,7 +61,6 @@ async fn ensure(inner: &Inner, queue: &Queue) -> Result<bool, PublishError> {
 async fn declare_queue(inner: &Inner, queue: &Queue) -> Result<(), AmqpError> {
     let connection = inner.connection.connect("publisher").await?;
     let declared = declare::alone(&connection, queue).await;
-    // What was asked for is done.
-    let _ = connection.close(200, "closed".into()).await;
+    leave(connection).await;
     declared
 }

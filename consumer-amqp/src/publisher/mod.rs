@@ -61,13 +61,13 @@ const BYTES: usize = 64 << 20;
 /// The driver logs a message that comes back unroutable at level `warn`, with its payload and headers: where those are
 /// secret, switch its target `lapin::returned_messages` off.
 ///
-/// # Later
-/// With [`Outgoing::delay`] a message waits in a queue `<target>.retry.<delay>`, which is declared at the first use, and comes
-/// to its target by the broker when the time is up: no plugin, and no time to live beyond 49 days. The way back is
-/// at-least-once.
-///
 /// Clones share one connection. When the last one is dropped, what is not confirmed yet still goes out. It works on the
 /// tokio runtime of the first publish, in a task.
+///
+/// # Later
+/// With [`Outgoing::delay`] a message waits in a queue `<target>.retry.<delay>`, which is declared at the first use, and comes
+/// to its target by the broker when the time is up: no plugin, and no longer than 49 days. The way back is
+/// at-least-once.
 #[derive(Clone)]
 pub struct AmqpPublisher {
     inner: Arc<Inner>,

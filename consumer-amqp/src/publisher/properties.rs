@@ -82,7 +82,9 @@ pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, Publish
     if !dropped.is_empty() {
         let dropped = dropped.join(", ");
         if outgoing.changes().contains(wire::DEAD_LETTER_REASON) {
-            table.insert(wire::DEAD_LETTER_DROPPED.into(), bytes(dropped.as_bytes()));
+            let known = outgoing.changes().get_str(wire::DEAD_LETTER_DROPPED);
+            let all = known.map_or(dropped.clone(), |known| format!("{known}, {dropped}"));
+            table.insert(wire::DEAD_LETTER_DROPPED.into(), bytes(all.as_bytes()));
         } else if native.is_none() || ROUTES.iter().any(|route| outgoing.changes().contains(route)) {
             return Err(PublishError::refused(format!(
                 "the header {dropped} would route the message to further queues: publish it to each of them"
@@ -100,33 +102,32 @@ fn kept(native: &BasicProperties, dropped: &mut Vec<String>) -> BasicProperties 
         for (name, gone) in [("expiration", native.expiration()), ("user_id", native.user_id())] {
             dropped.extend(gone.as_ref().map(|_| name.to_owned()));
         }
-        let p = native;
         let text = |text: &Option<ShortString>| text.clone();
-        if let Some(value) = text(p.content_type()) {
+        if let Some(value) = text(native.content_type()) {
             properties = properties.with_content_type(value);
         }
-        if let Some(value) = text(p.content_encoding()) {
+        if let Some(value) = text(native.content_encoding()) {
             properties = properties.with_content_encoding(value);
         }
-        if let Some(value) = *p.priority() {
+        if let Some(value) = *native.priority() {
             properties = properties.with_priority(value);
         }
-        if let Some(value) = text(p.correlation_id()) {
+        if let Some(value) = text(native.correlation_id()) {
             properties = properties.with_correlation_id(value);
         }
-        if let Some(value) = text(p.reply_to()) {
+        if let Some(value) = text(native.reply_to()) {
             properties = properties.with_reply_to(value);
         }
-        if let Some(value) = text(p.message_id()) {
+        if let Some(value) = text(native.message_id()) {
             properties = properties.with_message_id(value);
         }
-        if let Some(value) = *p.timestamp() {
+        if let Some(value) = *native.timestamp() {
             properties = properties.with_timestamp(value);
         }
-        if let Some(value) = text(p.kind()) {
+        if let Some(value) = text(native.kind()) {
             properties = properties.with_type(value);
         }
-        if let Some(value) = text(p.app_id()) {
+        if let Some(value) = text(native.app_id()) {
             properties = properties.with_app_id(value);
         }
     }

@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
-use lapin::{Channel, options::QueueDeclareOptions, types::FieldTable};
+use lapin::{Channel, types::FieldTable};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::declare::PASSIVE;
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -54,15 +56,8 @@ impl Depth {
 
     pub(super) fn look(&self) -> impl Future<Output = Result<u64, lapin::Error>> + Send + use<> {
         let (channel, queue) = (self.channel.clone(), self.queue.clone());
-        let passive = QueueDeclareOptions {
-            passive: true,
-            durable: true,
-            exclusive: false,
-            auto_delete: false,
-            nowait: false,
-        };
         async move {
-            let declared = channel.queue_declare(queue.into(), passive, FieldTable::default()).await?;
+            let declared = channel.queue_declare(queue.into(), PASSIVE, FieldTable::default()).await?;
             Ok(declared.message_count().into())
         }
     }

@@ -193,7 +193,6 @@ impl Session {
     fn tell(&mut self, cx: &mut Context<'_>) -> Result<(), AmqpError> {
         self.check_written()?;
         if self.window.done() == 0 {
-            self.pause = None;
             return Ok(());
         }
         let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
@@ -206,9 +205,8 @@ impl Session {
                 self.tell_behind();
             }
         }
-        if is_over {
+        if self.window.done() == 0 {
             self.pause = None;
-            return self.tell(cx);
         }
         Ok(())
     }

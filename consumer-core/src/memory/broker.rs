@@ -202,7 +202,8 @@ impl MemoryBroker {
         if state.topics[topic].max_bytes.is_some_and(|limit| draft.bytes() > limit) {
             return Err(PublishFault::TooLarge.error(target));
         }
-        let wait = outgoing.due().and_then(|due| due.duration_since(state.clock.wall()).ok());
+        let wait = outgoing.due().map(|due| due.duration_since(state.clock.wall()).unwrap_or_default());
+        let wait = wait.or(outgoing.delay_by());
         match wait.filter(|wait| !wait.is_zero()) {
             Some(wait) => state.delay(topic, draft, Instant::now() + wait),
             None => state.append(topic, draft),
