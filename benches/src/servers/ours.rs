@@ -31,15 +31,16 @@ pub(super) async fn run(
     max_in_flight: usize,
 ) -> Fallible<Ran> {
     let source = KafkaSource::builder(&servers.kafka).group(group).topic(&topic.name).build()?;
-    drive(servers, source, topic.messages, max_in_flight).await
+    drive(servers, source, topic.messages, max_in_flight, None).await
 }
 
-/// Consumes so many messages.
+/// Consumes so many messages, in lanes if so many are given.
 pub(super) async fn drive(
     servers: &Servers,
     source: impl Source,
     messages: usize,
     max_in_flight: usize,
+    lanes: Option<usize>,
 ) -> Fallible<Ran> {
     let store = RedisStore::connect(servers.redis.as_str()).await?;
     let times = Arc::new(Mutex::new(Times::default()));
@@ -49,6 +50,10 @@ pub(super) async fn drive(
     let consumer = Consumer::new(timed, full_stack(store.clone()))
         .max_in_flight(max_in_flight)
         .shutdown(async move { drop(all_done.await) });
+    let consumer = match lanes {
+        Some(lanes) => consumer.lanes(lanes),
+        None => consumer,
+    };
     let run = tokio::spawn(consumer.run()).await??;
     let after = store.stats();
     let (first, last) = {
