@@ -3,6 +3,7 @@
 //! This crate knows no broker and no store. The crate `consumer` is what users depend on.
 
 mod closure;
+pub mod dead_letters;
 pub mod dedup;
 mod failure;
 pub mod handler;

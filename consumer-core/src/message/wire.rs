@@ -27,6 +27,8 @@ pub const DEAD_LETTER_CONSUMER: &str = "dead-letter-consumer";
 pub const DEAD_LETTER_FIRST_FAILED_AT: &str = "dead-letter-first-failed-at";
 /// When it failed last.
 pub const DEAD_LETTER_LAST_FAILED_AT: &str = "dead-letter-last-failed-at";
+/// What kind of source it came from: `kafka`, `amqp`, `memory` or `sql`.
+pub const DEAD_LETTER_SOURCE: &str = "dead-letter-source";
 /// What of the original could not be carried over.
 pub const DEAD_LETTER_DROPPED: &str = "dead-letter-dropped";
 
