@@ -63,7 +63,7 @@ pub trait Letters: fmt::Debug + Send + Sync {
     ///
     /// # Cancel safety
     /// Enqueued by the call; dropped, the answer is lost.
-    fn settle(&mut self, place: Place, how: &Settled) -> BoxFuture<Result<(), DeadLettersError>>;
+    fn settle(&mut self, place: Place, how: Settled) -> BoxFuture<Result<(), DeadLettersError>>;
 
     /// Waits for what was settled, and gives back the rest in its order.
     ///

@@ -20,6 +20,7 @@
 mod assignment;
 mod broker;
 mod clock;
+mod dead_letters;
 mod faults;
 mod group;
 mod source;
@@ -30,6 +31,7 @@ mod store;
 mod tests;
 
 pub use broker::{MemoryBroker, MemoryPublisher};
+pub use dead_letters::MemoryDeadLetters;
 pub use faults::PublishFault;
 pub use source::{CrashHandle, MemorySource};
 pub use store::{MemoryStore, StoreStats};

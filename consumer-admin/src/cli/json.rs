@@ -1,0 +1,52 @@
+//! One object a line, for programs.
+
+use std::{
+    io::{self, Write},
+    time::SystemTime,
+};
+
+use consumer_admin::{AdminError, Group};
+use consumer_core::{dead_letters::DeadLetter, message::wire};
+use serde_json::{Value, json};
+
+pub(crate) fn print(value: &Value) -> Result<(), AdminError> {
+    match writeln!(io::stdout().lock(), "{value}") {
+        // A reader that has seen enough, such as `head`: the broker takes back what is held when we are gone.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.map_err(|error| AdminError::new("stdout cannot be written").with_source(error)),
+    }
+}
+
+fn time(at: Option<SystemTime>) -> Option<String> {
+    at.map(wire::format_time)
+}
+
+/// What `list` says of a letter.
+pub(crate) fn letter(letter: &DeadLetter) -> Value {
+    json!({
+        "place": letter.place().to_string(),
+        "reason": letter.reason(),
+        "error": letter.error(),
+        "attempts": letter.attempts(),
+        "consumer": letter.consumer(),
+        "id": letter.id(),
+        "key": letter.key(),
+        "first_failed_at": time(letter.first_failed_at()),
+        "last_failed_at": time(letter.last_failed_at()),
+        "source": letter.source(),
+        "origin": letter.origin(),
+        "redrive_count": letter.redrive_count(),
+        "bytes": letter.message().payload().len(),
+    })
+}
+
+pub(crate) fn group(group: &Group) -> Value {
+    json!({
+        "count": group.count,
+        "reason": group.reason,
+        "error": group.error,
+        "consumer": group.consumer,
+        "first": time(group.first),
+        "last": time(group.last),
+    })
+}

@@ -1,0 +1,82 @@
+//! A letter in full, for people.
+
+use std::fmt::Write;
+
+use consumer_core::dead_letters::DeadLetter;
+
+use super::text::plain;
+
+/// Bytes of a payload or header that is no text, shown as hex.
+const HEX: usize = 4096;
+
+pub(crate) fn letter(letter: &DeadLetter) -> String {
+    let mut out = String::new();
+    let message = letter.message();
+    let _ = writeln!(out, "place    {}", letter.place());
+    let _ = writeln!(out, "reason   {}", plain(letter.reason()));
+    let _ = writeln!(out, "origin   {}", plain(letter.origin().unwrap_or("-")));
+    let _ = writeln!(out, "id       {}", plain(letter.id().as_deref().unwrap_or("-")));
+    let _ = writeln!(out, "key      {}", message.key().map_or_else(|| "-".to_owned(), |key| value(key)));
+    let _ = writeln!(out, "error    {}", plain(letter.error().as_deref().unwrap_or("-")));
+    let _ = writeln!(out, "headers");
+    for (name, header) in message.headers().iter() {
+        let _ =
+            writeln!(out, "  {}: {}", plain(name), header.map_or_else(|| "(null)".to_owned(), |v| value(v)));
+    }
+    if message.is_tombstone() {
+        let _ = writeln!(out, "payload  none (a tombstone)");
+    } else {
+        let _ = writeln!(out, "payload  {} bytes\n{}", message.payload().len(), payload(message.payload()));
+    }
+    out
+}
+
+fn value(bytes: &[u8]) -> String {
+    std::str::from_utf8(bytes).map_or_else(|_| hex(bytes), |text| plain(text).into_owned())
+}
+
+/// JSON is laid out, other text is shown as it is, anything else in hex.
+fn payload(bytes: &[u8]) -> String {
+    // Through a map that keeps no order it would not be what was sent; so it is only laid out, not sorted.
+    let json = serde_json::from_slice::<serde_json::Value>(bytes).ok();
+    if let Some(text) = json.and_then(|value| serde_json::to_string_pretty(&value).ok()) {
+        return lines(&text);
+    }
+    std::str::from_utf8(bytes).map_or_else(|_| hex(bytes), lines)
+}
+
+fn lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for (index, row) in bytes[..bytes.len().min(HEX)].chunks(16).enumerate() {
+        let hex: Vec<String> = row.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text: String = row.iter().map(|b| if b.is_ascii_graphic() { *b as char } else { '.' }).collect();
+        let _ = write!(
+            out,
+            "{}{:08x}  {:<47}  {text}",
+            if index == 0 { "" } else { "\n" },
+            index * 16,
+            hex.join(" ")
+        );
+    }
+    if bytes.len() > HEX {
+        let _ = write!(out, "\n… {} bytes more", bytes.len() - HEX);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_laid_out_text_is_plain_and_the_rest_is_hex() {
+        assert_eq!(payload(br#"{"b":1,"a":"x"}"#), "{\n  \"b\": 1,\n  \"a\": \"x\"\n}");
+        assert_eq!(payload("two\nlines\u{1b}".as_bytes()), "two\nlines\\u{1b}");
+        assert!(payload(&[0xff, b'a']).starts_with("00000000  ff 61"));
+        assert!(payload(&[0xff; 5000]).ends_with("… 904 bytes more"));
+    }
+}
