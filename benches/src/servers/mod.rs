@@ -2,6 +2,7 @@
 
 mod amqp;
 mod backlog;
+mod dead_letters;
 mod limit;
 mod naive;
 mod ours;
@@ -44,6 +45,9 @@ pub(crate) fn run(report: &mut Report, servers: &Servers) -> Fallible<()> {
     }
     if report.wants("backlog") {
         backlog::measure(report, servers, &runtime, &mut redis)?;
+    }
+    if report.wants("dead letters") {
+        runtime.block_on(dead_letters::measure(report, servers))?;
     }
     amqp::measure(report, servers, &runtime, &mut redis)?;
     Ok(())
