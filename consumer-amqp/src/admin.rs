@@ -3,6 +3,7 @@
 use lapin::options::{QueueDeleteOptions, QueuePurgeOptions};
 
 use crate::{
+    AmqpDeadLetters,
     connection::{Connection, leave},
     declare::{self, Policy},
     error::AmqpError,
@@ -102,6 +103,11 @@ impl AmqpAdmin {
         let depth = declare::depth(&connection, queue).await;
         leave(connection).await;
         depth
+    }
+
+    /// The dead letters in a queue, to be read, sent back or thrown away. It connects when it is opened.
+    pub fn dead_letters(&self, queue: impl Into<String>) -> AmqpDeadLetters {
+        AmqpDeadLetters::new(self.connection.clone(), queue.into())
     }
 
     /// Deletes the queue and every message in it.

@@ -13,7 +13,7 @@ use lapin::{
 use crate::{
     error::{AmqpError, Kind, said},
     mismatch::Mismatch,
-    topology::{Binding, Exchange, ExchangeKind, Queue, TYPE},
+    topology::{Binding, DELIVERY_LIMIT_ARGUMENT, Exchange, ExchangeKind, Queue, TYPE},
 };
 
 /// What may be done about the topology.
@@ -65,6 +65,20 @@ pub(crate) async fn queue(
 /// With `is_mismatch()`, naming both sides.
 pub(crate) async fn alone(connection: &lapin::Connection, queue: &Queue) -> Result<(), AmqpError> {
     judge(queue, &differences(connection, queue).await?, Policy::default())
+}
+
+/// The limit on deliveries of a queue that exists, as its arguments have it, where that is not the one of our queues for dead
+/// letters; `Some(None)` where they have none. It is `None` too where it cannot be found out.
+pub(crate) async fn delivery_limit(connection: &lapin::Connection, queue: &str) -> Option<Option<i64>> {
+    let found = differences(connection, &Queue::dead_letters(queue)).await.ok()?;
+    if found.iter().any(|mismatch| mismatch.property == TYPE) {
+        return None; // only quorum queues have one
+    }
+    let limit = found.iter().find(|mismatch| mismatch.property == DELIVERY_LIMIT_ARGUMENT)?;
+    match limit.current(None)? {
+        Some(AMQPValue::LongLongInt(limit)) => Some(Some(limit)),
+        _ => Some(None),
+    }
 }
 
 /// Any queue will do: what keeps a dead letter need not be of our making.

@@ -50,6 +50,10 @@ impl AmqpError {
         self.kind
     }
 
+    pub(crate) fn into_parts(self) -> (String, Option<BoxError>) {
+        (self.message, self.source)
+    }
+
     /// Whether the configuration is wrong, which is found without the network.
     pub fn is_config(&self) -> bool {
         self.kind == Kind::Config

@@ -5,6 +5,7 @@
 //! - [`AmqpPublisher`] publishes with confirms and `mandatory`, many messages at once; a publish is done when a queue has
 //!   the message and the broker keeps it.
 //! - [`AmqpAdmin`] creates queues and exchanges, compares them and looks at them.
+//! - [`AmqpDeadLetters`] reads the dead letters of a queue, and gives back what is not settled.
 //! - [`Queue`] and [`Exchange`] say what is wanted. Quorum queues are the default, each with a dead-letter queue, so that
 //!   nothing the broker gives up is lost.
 //!
@@ -30,6 +31,7 @@
 mod admin;
 mod backoff;
 mod connection;
+mod dead_letters;
 mod declare;
 mod delivery;
 mod error;
@@ -41,6 +43,7 @@ mod url;
 mod window;
 
 pub use self::admin::AmqpAdmin;
+pub use self::dead_letters::AmqpDeadLetters;
 pub use self::delivery::AmqpDelivery;
 pub use self::error::AmqpError;
 pub use self::publisher::{AmqpPublisher, AmqpPublisherBuilder};

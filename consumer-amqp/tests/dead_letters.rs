@@ -1,0 +1,298 @@
+//! Dead letters against a real RabbitMQ: read, settled, and given back in their order.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{LIMIT, admin, by_proxy, drive, log, number, produce, publisher, unique};
+use consumer_amqp::{AmqpSource, Queue};
+use consumer_core::{
+    Publisher, Settlement,
+    dead_letters::{DeadLetter, DeadLetters, DeadLettersError, Letters, Settled, redriven},
+};
+use tokio::time::timeout;
+use xtask::servers::shared_rabbitmq;
+
+/// A queue with `0..count` in it.
+async fn filled(url: &str, queue: Queue, count: u32) -> String {
+    log();
+    let name = queue.name().to_owned();
+    admin(url).ensure_queue(queue).await.unwrap();
+    let publisher = publisher(url);
+    for from in (0..count).step_by(10_000) {
+        produce(&publisher, &name, from..count.min(from + 10_000)).await;
+    }
+    name
+}
+
+fn dead() -> Queue {
+    Queue::dead_letters(unique("dead"))
+}
+
+async fn open(url: &str, queue: &str) -> Box<dyn Letters> {
+    timeout(LIMIT, admin(url).dead_letters(queue).open()).await.expect("it opens").unwrap()
+}
+
+async fn next(letters: &mut Box<dyn Letters>) -> Option<DeadLetter> {
+    timeout(LIMIT, letters.next()).await.expect("it goes on").unwrap()
+}
+
+async fn take(letters: &mut Box<dyn Letters>, count: usize) -> Vec<DeadLetter> {
+    let mut all = Vec::new();
+    while all.len() < count
+        && let Some(letter) = next(letters).await
+    {
+        all.push(letter);
+    }
+    all
+}
+
+async fn close(letters: Box<dyn Letters>) {
+    timeout(LIMIT, letters.close()).await.expect("it closes").unwrap();
+}
+
+fn numbers(letters: &[DeadLetter]) -> Vec<u32> {
+    letters.iter().map(|letter| number(letter.message())).collect()
+}
+
+async fn list(url: &str, queue: &str) -> Vec<u32> {
+    let mut letters = open(url, queue).await;
+    let all = take(&mut letters, usize::MAX).await;
+    assert_eq!(letters.expected(), Some(all.len() as u64));
+    close(letters).await;
+    numbers(&all)
+}
+
+async fn settle(letters: &mut Box<dyn Letters>, settled: impl IntoIterator<Item = &DeadLetter>) {
+    let answers: Vec<_> =
+        settled.into_iter().map(|letter| letters.settle(letter.place(), &Settled::Discarded)).collect();
+    for answer in answers {
+        answer.await.unwrap();
+    }
+}
+
+fn up_to(count: u32) -> Vec<u32> {
+    (0..count).collect()
+}
+
+async fn stays_as_it_is(queue: Queue, count: u32) {
+    let url = shared_rabbitmq();
+    let name = filled(&url, queue, count).await;
+    for time in 1..=3 {
+        assert!(list(&url, &name).await == up_to(count), "another order at list {time}");
+        assert_eq!(admin(&url).depth(&name).await.unwrap(), Some(count.into()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_list_leaves_everything_in_its_order_over_several_consumers() {
+    stays_as_it_is(dead(), 5_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_list_leaves_the_order_of_a_classic_queue_and_of_one_with_a_single_active_consumer() {
+    stays_as_it_is(Queue::classic(unique("dead")).without_dead_letter(), 5_000).await;
+    stays_as_it_is(dead().single_active_consumer(), 5_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_list_leaves_the_order_over_several_channels() {
+    stays_as_it_is(dead(), 67_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_look_at_the_first_few_leaves_the_order() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 5_000).await;
+    for few in [0, 1, 10, 2_000, 2_001, 3_500] {
+        let mut letters = open(&url, &name).await;
+        assert_eq!(numbers(&take(&mut letters, few).await), up_to(few as u32));
+        close(letters).await;
+    }
+    assert!(list(&url, &name).await == up_to(5_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_is_settled_is_gone_and_the_rest_is_there_in_its_order() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 7_000).await;
+    let mut letters = open(&url, &name).await;
+    let mut kept = Vec::new();
+    // Settled while further ones are read, by consumers that are read and by those before.
+    while let Some(letter) = next(&mut letters).await {
+        if number(letter.message()) % 3 == 0 {
+            settle(&mut letters, [&letter]).await;
+        } else {
+            kept.push(letter);
+        }
+    }
+    let (late, kept): (Vec<_>, Vec<_>) =
+        kept.into_iter().partition(|letter| number(letter.message()) % 3 == 1);
+    settle(&mut letters, &late).await;
+    // Again, which is nothing new.
+    settle(&mut letters, late.iter().take(10)).await;
+    close(letters).await;
+    assert!(list(&url, &name).await == numbers(&kept), "something is gone, or there again, or elsewhere");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn after_a_close_nothing_that_was_settled_comes_again_in_50_runs() {
+    let url = shared_rabbitmq();
+    for run in 0..50 {
+        let name = filled(&url, dead(), 300).await;
+        let mut letters = open(&url, &name).await;
+        let all = take(&mut letters, usize::MAX).await;
+        let (kept, settled): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|letter| (number(letter.message()) + run) % 3 == 0);
+        settle(&mut letters, &settled).await;
+        close(letters).await;
+        assert_eq!(list(&url, &name).await, numbers(&kept), "in run {run}");
+        admin(&url).delete_queue(&name).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn dropped_without_a_close_it_gives_everything_back() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 5_000).await;
+    let mut letters = open(&url, &name).await;
+    take(&mut letters, 4_500).await;
+    drop(letters);
+    let back = async {
+        while admin(&url).depth(&name).await.unwrap() != Some(5_000) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, back).await.expect("the broker gives it back");
+    let mut all = list(&url, &name).await;
+    all.sort_unstable();
+    assert!(all == up_to(5_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_queue_that_is_empty_has_none_and_one_that_is_missing_says_so() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 0).await;
+    assert!(list(&url, &name).await.is_empty());
+    let error = admin(&url).dead_letters(unique("nowhere")).open().await.unwrap_err();
+    assert!(error.is_missing() && error.to_string().contains("nowhere"), "{error:?}");
+    assert!(!admin(&url).dead_letters("").open().await.unwrap_err().is_missing());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_others_hold_is_left_out_and_not_waited_for() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 100).await;
+    let described = Queue::dead_letters(&name);
+    let mut other = drive(AmqpSource::builder(&url).queue(described).prefetch(30));
+    let theirs = other.take(30, "what another consumer takes").await;
+    let mut letters = open(&url, &name).await;
+    assert_eq!(letters.expected(), Some(70));
+    assert_eq!(numbers(&take(&mut letters, usize::MAX).await), (30..100).collect::<Vec<_>>());
+    other.ack(&theirs);
+    close(letters).await;
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn letters_that_vanish_meanwhile_are_not_waited_for() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 3_000).await;
+    let mut letters = open(&url, &name).await;
+    take(&mut letters, 100).await;
+    admin(&url).purge_queue(&name).await.unwrap();
+    assert!(take(&mut letters, usize::MAX).await.len() >= 1_900, "the prefetch was here");
+    assert_eq!(letters.expected(), Some(3_000));
+    close(letters).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_queue_that_another_consumer_has_alone_is_an_error_and_no_end() {
+    let url = shared_rabbitmq();
+    let described = dead().single_active_consumer();
+    let name = filled(&url, described.clone(), 50).await;
+    let mut other = drive(AmqpSource::builder(&url).queue(described).prefetch(10));
+    other.set_room(10);
+    let theirs = other.take(10, "what the other has").await;
+    let mut letters = open(&url, &name).await;
+    let error = timeout(LIMIT, letters.next()).await.expect("it does not hang").unwrap_err();
+    assert!(error.to_string().contains("alone"), "{error}");
+    close(letters).await;
+    other.ack(&theirs);
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_connection_that_breaks_is_an_error_and_no_end() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let name = filled(&direct, dead(), 5_000).await;
+    let mut letters = open(&url, &name).await;
+    let read = take(&mut letters, 2_500).await;
+    proxy.cut().await;
+    let error: DeadLettersError = timeout(LIMIT, async {
+        loop {
+            match letters.next().await {
+                Ok(letter) => assert!(letter.is_some(), "it ends as if that were all"),
+                Err(error) => return error,
+            }
+        }
+    })
+    .await
+    .expect("it ends");
+    assert!(error.is_transient(), "{error:?}");
+    let answer = letters.settle(read[0].place(), &Settled::Redriven).await;
+    assert!(answer.unwrap_err().is_transient());
+    assert!(letters.close().await.unwrap_err().is_transient());
+    let mut all = list(&direct, &name).await;
+    all.sort_unstable();
+    assert!(all == up_to(5_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_the_broker_set_aside_says_where_and_why() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let short = Queue::quorum(&name).argument("x-message-ttl", 300).delivery_limit(1);
+    admin(&url).ensure_queue(short.clone()).await.unwrap();
+    produce(&publisher(&url), &name, [1]).await;
+    // One is rejected, one delivered too often, one expires.
+    let rejecting = || drive(AmqpSource::builder(&url).queue(short.clone()));
+    let mut member = rejecting();
+    let got = member.take(1, "the one to reject").await;
+    member.settle(got[0].tag, Settlement::Reject);
+    member.close().await;
+    produce(&publisher(&url), &name, [2]).await;
+    let dead = format!("{name}.dead");
+    let mut reasons = Vec::new();
+    timeout(LIMIT, async {
+        while admin(&url).depth(&dead).await.unwrap() != Some(2) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("both are dead");
+    let mut letters = open(&url, &dead).await;
+    while let Some(letter) = next(&mut letters).await {
+        assert_eq!((letter.reason(), letter.origin()), ("broker", Some(&*name)));
+        assert!(letter.last_failed_at().is_some());
+        reasons.push(letter.error().unwrap().into_owned());
+    }
+    close(letters).await;
+    assert!(reasons[0].ends_with("rejected") && reasons[1].ends_with("expired"), "{reasons:?}");
+}
