@@ -17,6 +17,7 @@ use rdkafka::{
 };
 
 use crate::{
+    KafkaDeadLetters,
     config::{Connection, validate},
     error::{KafkaError, Kind},
     start::topic_state,
@@ -197,6 +198,13 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn max_message_bytes(&self, topic: &str) -> Result<u64, KafkaError> {
+        let value = self.setting(topic, "max.message.bytes").await?;
+        value.and_then(|value| value.parse().ok()).ok_or_else(|| {
+            KafkaError::new(Kind::Other, format!("the topic `{topic}` shows no `max.message.bytes`"))
+        })
+    }
+
+    pub(crate) async fn setting(&self, topic: &str, name: &str) -> Result<Option<String>, KafkaError> {
         let doing = format!("reading the settings of the topic `{topic}`");
         if self.partitions(topic).await?.is_none() {
             let brokers = self.connection.brokers();
@@ -215,10 +223,7 @@ impl KafkaAdmin {
             Some(Err(code)) => return Err(self.explain(&doing, &DriverError::AdminOp(code))),
             None => return Err(self.explain(&doing, &DriverError::Canceled)),
         };
-        let value = settings.get("max.message.bytes").and_then(|entry| entry.value.as_ref());
-        value.and_then(|value| value.parse().ok()).ok_or_else(|| {
-            KafkaError::new(Kind::Other, format!("the topic `{topic}` shows no `max.message.bytes`"))
-        })
+        Ok(settings.get(name).and_then(|entry| entry.value.clone()))
     }
 
     /// Whether every message of `source` fits into `dead` with the headers a dead letter adds (16 KiB). If not, that
@@ -242,6 +247,11 @@ impl KafkaAdmin {
             );
         }
         Ok(found >= wanted)
+    }
+
+    /// A topic of dead letters, to be read, redriven or discarded.
+    pub fn dead_letters(&self, topic: impl Into<String>) -> KafkaDeadLetters {
+        KafkaDeadLetters::new(self.clone(), self.connection.clone(), topic.into())
     }
 
     fn administration(&self) -> Result<EndsElsewhere<AdminClient<DefaultClientContext>>, KafkaError> {

@@ -55,6 +55,10 @@ impl KafkaError {
         Self::config(message + hint)
     }
 
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Whether the configuration is wrong, which is found without the network.
     pub fn is_config(&self) -> bool {
         self.kind == Kind::Config

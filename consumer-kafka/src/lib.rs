@@ -28,6 +28,7 @@ mod codes;
 mod commit;
 mod config;
 mod convert;
+mod dead_letters;
 mod error;
 mod partition;
 mod publisher;
@@ -42,6 +43,7 @@ mod url;
 
 pub use admin::KafkaAdmin;
 pub use builder::{GroupProtocol, KafkaSourceBuilder, StartPosition};
+pub use dead_letters::KafkaDeadLetters;
 pub use error::KafkaError;
 pub use publisher::{KafkaPublisher, KafkaPublisherBuilder};
 pub use source::KafkaSource;
