@@ -55,17 +55,11 @@ impl Broker {
         match self.kind {
             Kind::Kafka => {
                 let admin = consumer_kafka::KafkaAdmin::from_url(&self.url).map_err(config)?;
-                {
-                    let _ = (admin, name);
-                    unreachable!()
-                }
+                Ok(Box::new(admin.dead_letters(name)))
             }
             Kind::Amqp => {
                 let admin = consumer_amqp::AmqpAdmin::new(&self.url).map_err(config)?;
-                {
-                    let _ = (admin, name);
-                    unreachable!()
-                }
+                Ok(Box::new(admin.dead_letters(name)))
             }
         }
     }

@@ -67,7 +67,7 @@ async fn list(url: &str, queue: &str) -> Vec<u32> {
 
 async fn settle(letters: &mut Box<dyn Letters>, settled: impl IntoIterator<Item = &DeadLetter>) {
     let answers: Vec<_> =
-        settled.into_iter().map(|letter| letters.settle(letter.place(), &Settled::Discarded)).collect();
+        settled.into_iter().map(|letter| letters.settle(letter.place(), Settled::Discarded)).collect();
     for answer in answers {
         answer.await.unwrap();
     }
@@ -255,7 +255,7 @@ async fn a_connection_that_breaks_is_an_error_and_no_end() {
     .await
     .expect("it ends");
     assert!(error.is_transient(), "{error:?}");
-    let answer = letters.settle(read[0].place(), &Settled::Redriven).await;
+    let answer = letters.settle(read[0].place(), Settled::Redriven).await;
     assert!(answer.unwrap_err().is_transient());
     assert!(letters.close().await.unwrap_err().is_transient());
     let mut all = list(&direct, &name).await;

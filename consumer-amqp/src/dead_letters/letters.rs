@@ -332,7 +332,7 @@ impl Letters for AmqpLetters {
         Ok(None)
     }
 
-    fn settle(&mut self, place: Place, _how: &Settled) -> BoxFuture<Result<(), DeadLettersError>> {
+    fn settle(&mut self, place: Place, _how: Settled) -> BoxFuture<Result<(), DeadLettersError>> {
         let queue = self.queue.clone();
         if !self.connection.status().connected() {
             let what = format!("the connection to rabbitmq is gone: the letter is back in `{queue}`");

@@ -67,12 +67,12 @@ impl Letters for Session {
         }
     }
 
-    fn settle(&mut self, place: Place, how: &Settled) -> BoxFuture<Result<(), DeadLettersError>> {
+    fn settle(&mut self, place: Place, how: Settled) -> BoxFuture<Result<(), DeadLettersError>> {
         let Some(timestamp) = self.timestamp(place) else {
             let message = format!("the dead letter {place} of `{}` was not read here", self.topic);
             return Box::pin(async { Err(DeadLettersError::new(message)) });
         };
-        self.settler.settle(marks::mark(place, timestamp, *how, SystemTime::now()))
+        self.settler.settle(marks::mark(place, timestamp, how, SystemTime::now()))
     }
 
     async fn close(self: Box<Self>) -> Result<(), DeadLettersError> {
