@@ -26,8 +26,8 @@ use crate::{
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULTS: &[(&str, &str)] = &[("client.id", "consumer-kafka"), ("reconnect.backoff.max.ms", "2000")];
-/// What a dead letter may carry on top of the message.
-const DEAD_LETTER_ROOM: u64 = 16 << 10;
+/// What a dead letter may carry on top of the message, or a delayed copy.
+pub(crate) const HEADER_ROOM: u64 = 16 << 10;
 
 /// A client that creates topics and looks at them. Every call ends within its [timeout](Self::timeout). Needs a tokio runtime.
 #[derive(Clone)]
@@ -230,7 +230,7 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn check_dead_letter_topic(&self, source: &str, dead: &str) -> Result<bool, KafkaError> {
-        let wanted = self.max_message_bytes(source).await? + DEAD_LETTER_ROOM;
+        let wanted = self.max_message_bytes(source).await? + HEADER_ROOM;
         let found = self.max_message_bytes(dead).await?;
         if found < wanted {
             tracing::warn!(

@@ -32,6 +32,7 @@ mod error;
 mod partition;
 mod publisher;
 mod rebalance;
+mod retry;
 mod shared;
 mod source;
 mod start;
