@@ -18,7 +18,7 @@ use rdkafka::{
 
 use crate::{
     config::{Connection, validate},
-    error::{KafkaError, Kind},
+    error::{KafkaError, Kind, code_of},
     start::topic_state,
     trouble::{self, Trouble},
     url,
@@ -252,7 +252,7 @@ impl KafkaAdmin {
 
     fn explain(&self, doing: &str, error: &DriverError) -> KafkaError {
         let brokers = self.connection.brokers();
-        match error.rdkafka_error_code() {
+        match code_of(error) {
             Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => {
                 KafkaError::new(Kind::Denied, format!("kafka at {brokers} does not permit {doing}: {error}"))
             }
@@ -270,5 +270,20 @@ impl KafkaAdmin {
 impl fmt::Debug for KafkaAdmin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KafkaAdmin").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_broker_answers_is_told_from_no_answer() {
+        let admin = KafkaAdmin::new("127.0.0.1:1").unwrap();
+        let explain = |code| admin.explain("creating the topic `t`", &DriverError::AdminOp(code));
+        assert!(explain(Code::TopicAuthorizationFailed).is_denied());
+        let error = explain(Code::InvalidTopic);
+        assert!(!error.is_unreachable() && error.to_string().contains("`t`"), "{error}");
+        assert!(explain(Code::RequestTimedOut).is_unreachable());
     }
 }

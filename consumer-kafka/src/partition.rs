@@ -133,14 +133,14 @@ impl Slot {
         }
     }
 
-    /// Whether there is a reason to pause the partition.
+    /// Whether there is a reason to pause the partition. In a retry topic, what is due heeds the limit by itself.
     pub(crate) fn is_over(&self, limit: u64) -> bool {
-        self.uncommitted() >= limit || self.waiting.as_ref().is_some_and(Waiting::is_full)
+        self.waiting.as_ref().map_or(self.uncommitted() >= limit, Waiting::is_full)
     }
 
     /// Whether there is no reason any more to keep it paused.
     pub(crate) fn is_below(&self, limit: u64) -> bool {
-        self.uncommitted() <= limit / 2 && self.waiting.as_ref().is_none_or(Waiting::is_low)
+        self.waiting.as_ref().map_or(self.uncommitted() <= limit / 2, Waiting::is_low)
     }
 
     pub(crate) fn uncommitted(&self) -> u64 {

@@ -266,13 +266,14 @@ impl Worker {
 
     /// Pauses partitions with too much uncommitted or waiting, and all of them while holding: a new one may have come.
     fn pause_over_limit(&self) {
-        if self.is_holding() {
-            return self.pause(true);
-        }
         let limit = self.callbacks.options.max_uncommitted;
         let mut assignment = self.callbacks.assignment();
         for slot in assignment.slots_mut() {
             slot.paused = slot.paused || slot.is_over(limit);
+        }
+        if self.is_holding() {
+            drop(assignment);
+            return self.pause(true);
         }
         let list = assignment.list(|slot| slot.paused);
         drop(assignment);
