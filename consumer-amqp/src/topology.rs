@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use consumer_core::message::wire;
 use lapin::types::{AMQPValue, FieldTable, LongString};
 
 use crate::error::AmqpError;
@@ -107,14 +108,9 @@ impl Queue {
 
     /// Where messages for `target` wait for `delay`: nobody consumes it, and what has waited goes on by the broker.
     pub(crate) fn waiting(target: &str, delay: Duration) -> Self {
-        let millis = delay.as_millis().max(1);
-        let name = if millis.is_multiple_of(1000) {
-            format!("{target}.retry.{}s", millis / 1000)
-        } else {
-            format!("{target}.retry.{millis}ms")
-        };
+        let name = format!("{target}.retry.{}", wire::format_delay(delay));
         // Longer than a queue can: a message that comes too early is only handled earlier.
-        let millis = i64::try_from(millis).unwrap_or(i64::MAX).min(MOST_MILLIS);
+        let millis = i64::try_from(delay.as_millis().max(1)).unwrap_or(i64::MAX).min(MOST_MILLIS);
         Self { delivery_limit: None, ..Self::quorum(name).dead_letter(target) }.argument(MESSAGE_TTL, millis)
     }
 

@@ -19,7 +19,7 @@ use rdkafka::{
 use crate::{
     KafkaDeadLetters,
     config::{Connection, validate},
-    error::{KafkaError, Kind},
+    error::{KafkaError, Kind, code_of},
     start::topic_state,
     trouble::{self, Trouble},
     url,
@@ -27,8 +27,8 @@ use crate::{
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULTS: &[(&str, &str)] = &[("client.id", "consumer-kafka"), ("reconnect.backoff.max.ms", "2000")];
-/// What a dead letter may carry on top of the message.
-const DEAD_LETTER_ROOM: u64 = 16 << 10;
+/// What a dead letter may carry on top of the message, or a delayed copy.
+pub(crate) const HEADER_ROOM: u64 = 16 << 10;
 
 /// A client that creates topics and looks at them. Every call ends within its [timeout](Self::timeout). Needs a tokio runtime.
 #[derive(Clone)]
@@ -235,7 +235,7 @@ impl KafkaAdmin {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn check_dead_letter_topic(&self, source: &str, dead: &str) -> Result<bool, KafkaError> {
-        let wanted = self.max_message_bytes(source).await? + DEAD_LETTER_ROOM;
+        let wanted = self.max_message_bytes(source).await? + HEADER_ROOM;
         let found = self.max_message_bytes(dead).await?;
         if found < wanted {
             tracing::warn!(
@@ -262,7 +262,7 @@ impl KafkaAdmin {
 
     fn explain(&self, doing: &str, error: &DriverError) -> KafkaError {
         let brokers = self.connection.brokers();
-        match error.rdkafka_error_code() {
+        match code_of(error) {
             Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => {
                 KafkaError::new(Kind::Denied, format!("kafka at {brokers} does not permit {doing}: {error}"))
             }
@@ -280,5 +280,20 @@ impl KafkaAdmin {
 impl fmt::Debug for KafkaAdmin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KafkaAdmin").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_broker_answers_is_told_from_no_answer() {
+        let admin = KafkaAdmin::new("127.0.0.1:1").unwrap();
+        let explain = |code| admin.explain("creating the topic `t`", &DriverError::AdminOp(code));
+        assert!(explain(Code::TopicAuthorizationFailed).is_denied());
+        let error = explain(Code::InvalidTopic);
+        assert!(!error.is_unreachable() && error.to_string().contains("`t`"), "{error}");
+        assert!(explain(Code::RequestTimedOut).is_unreachable());
     }
 }

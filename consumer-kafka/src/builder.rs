@@ -13,6 +13,7 @@ use crate::{
     KafkaSource,
     config::{CONSUMER_DEFAULTS, CONSUMER_FIXED, Connection, refused_for_consumer, validate},
     error::KafkaError,
+    retry::RetryTopics,
     url,
 };
 
@@ -60,6 +61,9 @@ pub(crate) struct Options {
     pub(crate) group: String,
     pub(crate) replay: Option<String>,
     pub(crate) topics: Vec<String>,
+    pub(crate) delays: Vec<Duration>,
+    /// Follows from group, replay and delays.
+    pub(crate) retry: RetryTopics,
     pub(crate) protocol: GroupProtocol,
     pub(crate) static_member: Option<String>,
     pub(crate) start: StartPosition,
@@ -75,6 +79,8 @@ impl KafkaSourceBuilder {
             group: String::new(),
             replay: None,
             topics: Vec::new(),
+            delays: Vec::new(),
+            retry: RetryTopics::default(),
             protocol: GroupProtocol::default(),
             static_member: None,
             start: StartPosition::default(),
@@ -109,6 +115,31 @@ impl KafkaSourceBuilder {
     /// Adds topics.
     pub fn topics<T: Into<String>>(mut self, topics: impl IntoIterator<Item = T>) -> Self {
         self.options.topics.extend(topics.into_iter().map(Into::into));
+        self
+    }
+
+    /// Lets messages be published for later, as delayed retry does, with one of these delays: by the
+    /// [`publisher`](KafkaSource::publisher) of the source, into a retry topic for each delay, `<group>.retry.<delay>`
+    /// (`mails.retry.30s`, `mails.retry.1500ms`), which this source consumes beside its topics. Other groups see none of
+    /// it. Zeros and repetitions are left out. Default: none.
+    ///
+    /// A message of a retry topic is delivered when its header `retry-not-before` has passed on this process's clock, or,
+    /// where that cannot be read, when the delay has passed since it was published; and never held for longer than the
+    /// delay. Its origin is the place in the retry topic. The messages of a partition keep their order, so one waits for
+    /// those before it. Until then it is not in flight: it counts as lag, and neither holds a shutdown up nor keeps a run
+    /// from being idle. Up to 256 messages or 1 MiB for each partition wait here, the others at the broker.
+    ///
+    /// Retry topics that are missing are created at the start, with as many partitions as the largest of the topics has,
+    /// the broker's default replication, `cleanup.policy=delete`, `retention.ms` of 7 days, or twice the delay and a day if
+    /// that is longer, and a `max.message.bytes` of the largest of the topics plus 16 KiB. Existing ones are left alone.
+    /// Where the broker does not let this user create topics, the error lists them.
+    ///
+    /// **A delay that is taken off the list leaves what waits for it at the broker**, where the retention ends it: keep it
+    /// until its topic has been consumed.
+    ///
+    /// In a [`replay`](Self::replay) they are named `<group>.retry.<name>.<delay>`.
+    pub fn delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
+        self.options.delays.extend(delays);
         self
     }
 
@@ -192,8 +223,10 @@ impl KafkaSourceBuilder {
         for (name, value) in self.properties {
             connection.put(name, value);
         }
-        let options = self.options;
+        let mut options = self.options;
         options.check()?;
+        options.retry = RetryTopics::new(&options.group, options.replay.as_deref(), &options.delays)?;
+        options.check_retry()?;
         connection.refuse("source", |name| refused_for_consumer(name, options.protocol))?;
         let max_poll =
             connection.number("max.poll.interval.ms").map_or(MAX_POLL_INTERVAL, Duration::from_millis);
@@ -229,8 +262,7 @@ impl Options {
             return Err(KafkaError::config("the kafka source has no topic: set it by `.topic(…)`"));
         }
         for topic in &self.topics {
-            let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-            if topic.is_empty() || topic.len() > 249 || !topic.chars().all(legal) {
+            if !is_topic_name(topic) {
                 return Err(KafkaError::config(format!(
                     "`{topic}` is no name of a kafka topic: 1 to 249 letters, digits, dots, underscores and hyphens \
                      (patterns are not supported)"
@@ -245,6 +277,21 @@ impl Options {
         }
         if self.commit_every.is_zero() {
             return Err(KafkaError::config("the interval between commits is zero"));
+        }
+        Ok(())
+    }
+
+    fn check_retry(&self) -> Result<(), KafkaError> {
+        if let Some(name) = self.retry.names().find(|name| !is_topic_name(name)) {
+            return Err(KafkaError::config(format!(
+                "with `.delays(…)` group and replay are parts of the names of topics, and `{name}` is none: 1 to 249 \
+                 letters, digits, dots, underscores and hyphens"
+            )));
+        }
+        if let Some(topic) = self.topics.iter().find(|topic| self.retry.delay_of(topic).is_some()) {
+            return Err(KafkaError::config(format!(
+                "`{topic}` is a retry topic of the group, which `.delays(…)` consumes already: do not name it as a topic"
+            )));
         }
         Ok(())
     }
@@ -277,6 +324,11 @@ impl Options {
         }
         config
     }
+}
+
+fn is_topic_name(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=249).contains(&name.len()) && name.chars().all(legal)
 }
 
 #[cfg(test)]
@@ -341,6 +393,17 @@ mod tests {
         let source = builder().replay("2026-11").build().unwrap();
         assert_eq!(source.scope(), "g@2026-11");
         assert_eq!(builder().build().unwrap().scope(), "g");
+    }
+
+    #[test]
+    fn delays_make_topics_whose_names_have_to_be_legal() {
+        let delays = |builder: KafkaSourceBuilder| builder.delays([Duration::from_secs(30)]);
+        assert!(refusal(delays(builder().group("order mails"))).contains("order mails.retry.30s"));
+        assert!(refusal(delays(builder().group("g".repeat(245)))).contains("249"));
+        assert!(refusal(delays(builder().topic("g.retry.30s"))).contains("consumes already"));
+        assert!(refusal(delays(builder().replay("a.b"))).contains("a.b"));
+        builder().group("order mails").delays([Duration::ZERO]).build().unwrap();
+        delays(builder().replay("2026-11")).build().unwrap();
     }
 
     #[test]

@@ -119,7 +119,11 @@ impl From<KafkaError> for SourceError {
 
 /// The code of a driver's error, if it has one.
 pub(crate) fn code_of(error: &DriverError) -> Option<RDKafkaErrorCode> {
-    error.rdkafka_error_code()
+    match error {
+        // The driver's own look leaves these out.
+        DriverError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    }
 }
 
 #[cfg(test)]

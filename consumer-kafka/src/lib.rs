@@ -33,6 +33,7 @@ mod error;
 mod partition;
 mod publisher;
 mod rebalance;
+mod retry;
 mod shared;
 mod source;
 mod start;

@@ -1,11 +1,16 @@
 //! One assignment of one partition, as the source and its thread share it, and the thread's view of all of them.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use rdkafka::{Offset, TopicPartitionList};
+
+use crate::{retry::waiting::Waiting, shared::Queued};
 
 /// An assignment of a partition: assigned again, it is another one with another scope.
 #[derive(Debug)]
@@ -95,17 +100,47 @@ pub(crate) struct Assignment {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) partition: Arc<Partition>,
-    /// Messages taken from the driver.
+    /// Messages that went on to the runtime.
     pub(crate) taken: u64,
+    /// Of the last message taken from the driver.
     pub(crate) last_offset: Option<u64>,
     pub(crate) committed: Progress,
-    /// Paused since too much is uncommitted.
+    /// Paused since too much is uncommitted, or enough waits until it is due.
     pub(crate) paused: bool,
+    /// In a retry topic: taken from the driver, and not due yet.
+    pub(crate) waiting: Option<Waiting>,
 }
 
 impl Slot {
-    fn new(partition: Arc<Partition>) -> Self {
-        Self { partition, taken: 0, last_offset: None, committed: Progress::default(), paused: false }
+    fn new(partition: Arc<Partition>, delay: Option<Duration>) -> Self {
+        Self {
+            partition,
+            taken: 0,
+            last_offset: None,
+            committed: Progress::default(),
+            paused: false,
+            waiting: delay.map(Waiting::new),
+        }
+    }
+
+    /// Lets what is due go on, unless too much is uncommitted.
+    pub(crate) fn release_due(&mut self, now: Instant, limit: u64, batch: &mut Vec<Queued>) {
+        while self.uncommitted() < limit
+            && let Some(queued) = self.waiting.as_mut().and_then(|waiting| waiting.pop_due(now))
+        {
+            self.taken += 1;
+            batch.push(queued);
+        }
+    }
+
+    /// Whether there is a reason to pause the partition. In a retry topic, what is due heeds the limit by itself.
+    pub(crate) fn is_over(&self, limit: u64) -> bool {
+        self.waiting.as_ref().map_or(self.uncommitted() >= limit, Waiting::is_full)
+    }
+
+    /// Whether there is no reason any more to keep it paused.
+    pub(crate) fn is_below(&self, limit: u64) -> bool {
+        self.waiting.as_ref().map_or(self.uncommitted() <= limit / 2, Waiting::is_low)
     }
 
     pub(crate) fn uncommitted(&self) -> u64 {
@@ -132,10 +167,11 @@ impl Commit {
 }
 
 impl Assignment {
-    pub(crate) fn add(&mut self, partition: Arc<Partition>) {
+    /// Messages of a retry topic wait for `delay`.
+    pub(crate) fn add(&mut self, partition: Arc<Partition>, delay: Option<Duration>) {
         self.slots
             .retain(|slot| slot.partition.id != partition.id || slot.partition.topic != partition.topic);
-        self.slots.push(Slot::new(partition));
+        self.slots.push(Slot::new(partition, delay));
         self.last = 0;
     }
 
@@ -206,7 +242,7 @@ mod tests {
     fn assignment() -> (Assignment, Arc<Partition>) {
         let mut assignment = Assignment::default();
         let partition = Partition::new("t".into(), 0);
-        assignment.add(partition.clone());
+        assignment.add(partition.clone(), None);
         (assignment, partition)
     }
 
@@ -228,7 +264,7 @@ mod tests {
         assignment.remove("t", 0).unwrap();
         let new = Partition::new("t".into(), 0);
         assert_ne!(new.scope, old.scope);
-        assignment.add(new.clone());
+        assignment.add(new.clone(), None);
         assignment.committed(&commit);
         assert_eq!(assignment.find("t", 0).unwrap().committed, Progress::default());
         old.advance(Progress { next: Some(9), settled: 9 });

@@ -135,7 +135,7 @@ impl Callbacks {
                 _ => None,
             };
             tracing::info!(topic = elem.topic(), partition = elem.partition(), start, "partition assigned");
-            self.assignment().add(partition.clone());
+            self.assignment().add(partition.clone(), self.options.retry.delay_of(elem.topic()));
             self.shared.control(Control::Assigned(partition));
         }
         let outcome = match consumer.rebalance_protocol() {
@@ -260,7 +260,8 @@ impl ClientContext for Callbacks {
             if slot.last_offset.is_none() {
                 partition.begin.store(stats.next_offset, Ordering::Relaxed);
             }
-            if stats.fetchq_cnt == 0 {
+            // What a pause threw away has been fetched, too.
+            if stats.fetchq_cnt == 0 && !slot.paused {
                 partition.caught_up(slot.last_offset.map_or(0, |last| last + 1), stats.next_offset);
             }
         }

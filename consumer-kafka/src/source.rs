@@ -40,7 +40,7 @@ use crate::{
 /// background.
 pub struct KafkaSource {
     connection: Connection,
-    options: Arc<Options>,
+    pub(crate) options: Arc<Options>,
     config: ClientConfig,
     shared: Arc<Shared>,
     started: bool,
@@ -94,17 +94,18 @@ impl KafkaSource {
         self.options.scope()
     }
 
-    /// The topics it consumes.
+    /// The topics it consumes, without the retry topics of its [`delays`](KafkaSourceBuilder::delays).
     pub fn topics(&self) -> &[String] {
         &self.options.topics
     }
 
-    /// A publisher with the same brokers and security.
+    /// A publisher with the same brokers and security. With [`delays`](KafkaSourceBuilder::delays) it can publish for later:
+    /// a message that came from one of the source's topics, for one of its delays.
     ///
     /// # Errors
     /// A [`KafkaError`] with `is_config()` when the driver refuses the configuration.
     pub fn publisher(&self) -> Result<KafkaPublisher, KafkaError> {
-        KafkaPublisher::with(self.connection.shared()).build()
+        KafkaPublisher::with(self.connection.shared()).of(self.options.clone()).build()
     }
 
     /// An administration client with the same brokers and security.
@@ -121,7 +122,7 @@ impl KafkaSource {
         }
         let handle = thread::spawn(
             self.config.clone(),
-            self.connection.brokers().to_owned(),
+            self.connection.shared(),
             self.options.clone(),
             self.shared.clone(),
         )

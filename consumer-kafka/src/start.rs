@@ -39,14 +39,22 @@ pub(crate) fn resolve(
     callbacks: &Callbacks,
     list: &mut TopicPartitionList,
 ) -> Result<(), KafkaError> {
-    if callbacks.options.start == StartPosition::Earliest || list.count() == 0 {
+    // A retry topic starts at its first copy, wherever the group starts in its topics.
+    let is_of_topics = |topic: &str| callbacks.options.retry.delay_of(topic).is_none();
+    if callbacks.options.start == StartPosition::Earliest
+        || !list.elements().iter().any(|elem| is_of_topics(elem.topic()))
+    {
         return Ok(());
     }
     let deadline = Instant::now() + if callbacks.has_joined() { LOOK_UP_AGAIN_FOR } else { LOOK_UP_FOR };
     loop {
         // Another member may have committed since the last try.
         list.set_all_offsets(Offset::Invalid).ok();
-        match try_resolve(consumer, &callbacks.options.start, list)
+        let mut wanted = TopicPartitionList::with_capacity(list.count());
+        for elem in list.elements().iter().filter(|elem| is_of_topics(elem.topic())) {
+            wanted.add_partition(elem.topic(), elem.partition());
+        }
+        match try_resolve(consumer, &callbacks.options.start, wanted)
             .and_then(|starts| commit(consumer, starts, list))
         {
             Ok(()) => return Ok(()),
@@ -103,9 +111,9 @@ fn denied(error: &DriverError) -> bool {
 fn try_resolve(
     consumer: &BaseConsumer<Callbacks>,
     start: &StartPosition,
-    list: &TopicPartitionList,
+    list: TopicPartitionList,
 ) -> KafkaResult<Starts> {
-    let committed = consumer.committed_offsets(list.clone(), CALL)?;
+    let committed = consumer.committed_offsets(list, CALL)?;
     let mut fresh = Vec::new();
     for elem in committed.elements() {
         elem.error()?;
@@ -160,13 +168,14 @@ fn millis(at: SystemTime) -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Waits until a broker has told that all topics exist.
-pub(crate) fn check_topics(
+/// Waits until a broker has told that all these topics exist.
+pub(crate) fn check_topics<'a>(
     consumer: &BaseConsumer<Callbacks>,
     callbacks: &Callbacks,
+    topics: impl IntoIterator<Item = &'a str>,
 ) -> Result<(), KafkaError> {
     let began = Instant::now();
-    for topic in &callbacks.options.topics {
+    for topic in topics {
         check_topic(consumer, callbacks, topic, began)?;
     }
     callbacks.trouble.clear();

@@ -5,7 +5,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     sync::{Arc, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use consumer_core::Tag;
@@ -20,10 +20,12 @@ use crate::{
     builder::Options,
     codes::{is_final, is_of_a_rebalance, is_outage, is_refused},
     commit::{Committer, Gone},
+    config::Connection,
     convert,
     error::{KafkaError, Kind},
     partition::Partition,
     rebalance::Callbacks,
+    retry::{create::create_missing, waiting},
     shared::{Control, Queued, Shared},
     start,
 };
@@ -45,14 +47,14 @@ const LEAVE: Duration = Duration::from_secs(10);
 
 pub(crate) fn spawn(
     config: ClientConfig,
-    brokers: String,
+    connection: Connection,
     options: Arc<Options>,
     shared: Arc<Shared>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("kafka-source".to_owned()).spawn(move || {
         let work = || {
-            let callbacks = Callbacks::new(brokers, options, shared.clone());
-            match join(&config, callbacks) {
+            let callbacks = Callbacks::new(connection.brokers().to_owned(), options, shared.clone());
+            match join(&config, &connection, callbacks) {
                 Ok((consumer, committer)) => Worker::new(consumer, shared.clone(), committer).run(),
                 Err(error) => {
                     shared.fail(&error);
@@ -72,11 +74,11 @@ pub(crate) fn spawn(
 
 type Joined = (Arc<BaseConsumer<Callbacks>>, Committer);
 
-fn join(config: &ClientConfig, callbacks: Callbacks) -> Result<Joined, KafkaError> {
+fn join(config: &ClientConfig, connection: &Connection, callbacks: Callbacks) -> Result<Joined, KafkaError> {
     let consumer: BaseConsumer<Callbacks> =
         config.create_with_context(callbacks).map_err(KafkaError::from_config)?;
     let consumer = Arc::new(consumer);
-    match start(&consumer) {
+    match start(&consumer, connection) {
         Ok(committer) => Ok((consumer, committer)),
         Err(error) => {
             leave(consumer, None);
@@ -86,11 +88,13 @@ fn join(config: &ClientConfig, callbacks: Callbacks) -> Result<Joined, KafkaErro
 }
 
 /// Checks the topics and joins the group.
-fn start(consumer: &Arc<BaseConsumer<Callbacks>>) -> Result<Committer, KafkaError> {
+fn start(consumer: &Arc<BaseConsumer<Callbacks>>, connection: &Connection) -> Result<Committer, KafkaError> {
     let callbacks = consumer.context().clone();
-    start::check_topics(consumer, &callbacks)?;
     let options = &callbacks.options;
-    let topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
+    start::check_topics(consumer, &callbacks, options.topics.iter().map(String::as_str))?;
+    create_missing(connection, options)?;
+    start::check_topics(consumer, &callbacks, options.retry.names())?;
+    let topics: Vec<&str> = options.topics.iter().map(String::as_str).chain(options.retry.names()).collect();
     tracing::info!(
         brokers = callbacks.brokers,
         group = options.scope(),
@@ -242,21 +246,34 @@ impl Worker {
                 None => break,
             }
         }
+        self.release_due();
         if !self.batch.is_empty() {
             self.received = true;
             self.shared.push(&mut self.batch);
         }
     }
 
-    /// Pauses partitions with too much uncommitted, and all of them while holding: a new one may have come.
-    fn pause_over_limit(&self) {
-        if self.is_holding() {
-            return self.pause(true);
+    /// Of what waits at the source, what is due goes on.
+    fn release_due(&mut self) {
+        if self.callbacks.options.retry.is_empty() || self.is_holding() {
+            return;
         }
+        let (now, limit) = (Instant::now(), self.callbacks.options.max_uncommitted);
+        for slot in self.callbacks.assignment().slots_mut() {
+            slot.release_due(now, limit, &mut self.batch);
+        }
+    }
+
+    /// Pauses partitions with too much uncommitted or waiting, and all of them while holding: a new one may have come.
+    fn pause_over_limit(&self) {
         let limit = self.callbacks.options.max_uncommitted;
         let mut assignment = self.callbacks.assignment();
         for slot in assignment.slots_mut() {
-            slot.paused = slot.paused || slot.uncommitted() >= limit;
+            slot.paused = slot.paused || slot.is_over(limit);
+        }
+        if self.is_holding() {
+            drop(assignment);
+            return self.pause(true);
         }
         let list = assignment.list(|slot| slot.paused);
         drop(assignment);
@@ -265,13 +282,13 @@ impl Worker {
         }
     }
 
-    /// Resumes partitions whose offsets have been committed meanwhile.
+    /// Resumes partitions whose offsets have been committed meanwhile, or whose messages have become due.
     fn resume_below_limit(&self) {
         let limit = self.callbacks.options.max_uncommitted;
         let mut assignment = self.callbacks.assignment();
-        let list = assignment.list(|slot| slot.paused && slot.uncommitted() <= limit / 2);
+        let list = assignment.list(|slot| slot.paused && slot.is_below(limit));
         for slot in assignment.slots_mut() {
-            slot.paused = slot.paused && slot.uncommitted() > limit / 2;
+            slot.paused = slot.paused && !slot.is_below(limit);
         }
         drop(assignment);
         if list.count() > 0
@@ -424,7 +441,7 @@ impl Worker {
     }
 }
 
-/// Turns a message into a delivery. Whether its partition has too much uncommitted now.
+/// Turns a message into a delivery, or lets it wait. Whether its partition has too much uncommitted or waiting now.
 fn take(callbacks: &Callbacks, message: &BorrowedMessage<'_>, batch: &mut Vec<Queued>) -> bool {
     let mut assignment = callbacks.assignment();
     let Some(slot) = assignment.find(message.topic(), message.partition()) else { return false };
@@ -442,7 +459,8 @@ fn take(callbacks: &Callbacks, message: &BorrowedMessage<'_>, batch: &mut Vec<Qu
         let new = Partition::new(old.topic.clone(), old.id);
         callbacks.shared.control(Control::Closing { partition: old, within: Duration::ZERO });
         callbacks.shared.control(Control::Assigned(new.clone()));
-        assignment.add(new);
+        let delay = slot.waiting.as_ref().map(|waiting| waiting.delay);
+        assignment.add(new, delay);
         drop(assignment);
         return take(callbacks, message, batch);
     }
@@ -450,7 +468,18 @@ fn take(callbacks: &Callbacks, message: &BorrowedMessage<'_>, batch: &mut Vec<Qu
     if slot.last_offset.replace(offset).is_none() {
         slot.partition.begin.store(i64::try_from(offset).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
-    slot.taken += 1;
-    batch.push(Queued { tag: Tag { scope: slot.partition.scope, seq: offset }, message, bytes });
-    slot.uncommitted() >= callbacks.options.max_uncommitted
+    let limit = callbacks.options.max_uncommitted;
+    let queued = Queued { tag: Tag { scope: slot.partition.scope, seq: offset }, message, bytes };
+    if let Some(waiting) = &mut slot.waiting {
+        let (now, wait) = (Instant::now(), waiting::wait(&queued.message, waiting.delay, SystemTime::now()));
+        waiting.push(now + wait, queued);
+        // What is due makes room at once. With the runtime's buffer full it stays here.
+        if !callbacks.holding.load(Ordering::Relaxed) {
+            slot.release_due(now, limit, batch);
+        }
+    } else {
+        slot.taken += 1;
+        batch.push(queued);
+    }
+    slot.is_over(limit)
 }

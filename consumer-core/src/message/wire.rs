@@ -2,7 +2,7 @@
 //!
 //! Names are lower case, values UTF-8, times RFC 3339 in UTC with milliseconds.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The idempotency key a publisher stamps.
 pub const MESSAGE_ID: &str = "message-id";
@@ -65,10 +65,15 @@ pub fn parse_time(text: &str) -> Result<SystemTime, String> {
     humantime::parse_rfc3339(text).map_err(|error| format!("not an RFC 3339 time in UTC: {error}"))
 }
 
+/// Writes a delay as it stands in the names of the queues and topics where messages wait for it: `30s`, `1500ms`.
+pub fn format_delay(delay: Duration) -> String {
+    let millis = delay.as_millis().max(1);
+    if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn times_have_milliseconds_and_round_trip() {
@@ -76,5 +81,11 @@ mod tests {
         assert_eq!(format_time(at), "2023-11-14T22:13:20.042Z");
         assert_eq!(parse_time(&format_time(at)), Ok(at));
         assert!(parse_time("yesterday").is_err());
+    }
+    #[test]
+    fn delays_are_written_in_whole_seconds_where_they_are() {
+        let written = [30_000, 1_500, 1_000, 300_000, 0].map(|ms| format_delay(Duration::from_millis(ms)));
+        assert_eq!(written, ["30s", "1500ms", "1s", "300s", "1ms"]);
+        assert_eq!(format_delay(Duration::from_micros(1_999)), "1ms");
     }
 }

@@ -26,14 +26,21 @@ const WAITING: usize = 10_000;
 const WAITING_BYTES: usize = 64 << 20;
 
 pub(super) struct Pending {
+    topic: Arc<str>,
     outgoing: Outgoing,
     answer: oneshot::Sender<Result<(), PublishError>>,
     since: Instant,
 }
 
 impl Pending {
-    pub(super) fn new(outgoing: Outgoing, answer: oneshot::Sender<Result<(), PublishError>>) -> Self {
-        Self { outgoing, answer, since: Instant::now() }
+    /// To `topic`, if it is not the target that the message goes to.
+    pub(super) fn new(
+        topic: Option<String>,
+        outgoing: Outgoing,
+        answer: oneshot::Sender<Result<(), PublishError>>,
+    ) -> Self {
+        let topic = topic.map_or_else(|| outgoing.target().into(), Into::into);
+        Self { topic, outgoing, answer, since: Instant::now() }
     }
 
     fn bytes(&self) -> usize {
@@ -94,18 +101,12 @@ impl Reports {
     }
 
     pub(super) fn publish(&self, producer: &BaseProducer<Self>, pending: Pending) {
-        if pending.outgoing.due().is_some() || pending.outgoing.delay_by().is_some() {
-            let message =
-                format!("kafka cannot hold a message for {} back until later", pending.outgoing.target());
-            let _ = pending.answer.send(Err(PublishError::refused(message)));
-            return;
-        }
         if pending.bytes() > self.limits.bytes {
             let message = format!(
                 "a message of {} bytes to {} is larger than the queue of the publisher, {} bytes \
                  (`queue.buffering.max.kbytes`)",
                 pending.bytes(),
-                pending.outgoing.target(),
+                pending.topic,
                 self.limits.bytes
             );
             let _ = pending.answer.send(Err(PublishError::too_large(message)));
@@ -128,8 +129,7 @@ impl Reports {
         if waiting.queue.len() >= WAITING || waiting.bytes >= WAITING_BYTES {
             let message = format!(
                 "kafka at {} does not keep up: the queue of the publisher is full (topic {})",
-                self.brokers,
-                pending.outgoing.target()
+                self.brokers, pending.topic
             );
             let _ = pending.answer.send(Err(PublishError::unavailable(message)));
             return;
@@ -152,7 +152,7 @@ impl Reports {
             let Err(pending) = self.send(producer, pending) else { continue };
             if pending.since.elapsed() > self.limits.patience {
                 let late = DriverError::MessageProduction(Code::MessageTimedOut);
-                let failure = self.failure(&late, pending.outgoing.target(), None);
+                let failure = self.failure(&late, &pending.topic, None);
                 let _ = pending.answer.send(Err(failure));
             } else {
                 waiting.bytes += bytes;
@@ -169,11 +169,11 @@ impl Reports {
         reason = "the error is the message itself, and goes no further than the caller"
     )]
     fn send(&self, producer: &BaseProducer<Self>, pending: Pending) -> Result<(), Pending> {
-        let Pending { outgoing, answer, since } = pending;
+        let Pending { topic, outgoing, answer, since } = pending;
         let message = outgoing.message();
-        let sent = Box::new(Sent { target: outgoing.target().into(), answer });
+        let sent = Box::new(Sent { target: topic.clone(), answer });
         let mut record: BaseRecord<'_, [u8], [u8], Box<Sent>> =
-            BaseRecord::with_opaque_to(outgoing.target(), sent).headers(headers(&outgoing.headers()));
+            BaseRecord::with_opaque_to(&topic, sent).headers(headers(&outgoing.headers()));
         if !message.is_tombstone() {
             record = record.payload(message.payload());
         }
@@ -184,7 +184,7 @@ impl Reports {
             Ok(()) => Ok(()),
             Err((DriverError::MessageProduction(Code::QueueFull), record)) => {
                 let answer = record.delivery_opaque.answer;
-                Err(Pending { outgoing, answer, since })
+                Err(Pending { topic, outgoing, answer, since })
             }
             Err((error, record)) => {
                 let Sent { target, answer } = *record.delivery_opaque;

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use consumer_core::{Outgoing, PublishError, Publisher};
@@ -22,8 +22,10 @@ use rdkafka::{
 use tokio::sync::oneshot;
 
 use crate::{
+    builder::Options,
     config::{Connection, PUBLISHER_DEFAULTS, PUBLISHER_FIXED, refused_for_publisher, validate},
     error::KafkaError,
+    retry::route::route,
     url,
 };
 use context::{Limits, Pending, Reports};
@@ -45,6 +47,9 @@ const POLL_FULL: Duration = Duration::from_millis(1);
 /// driver's queue is full, messages wait as long for room in it. Topics are never created by
 /// publishing: an unknown one fails as unroutable. Messages to one partition keep the order of the calls.
 ///
+/// Kafka holds nothing back, so a message for later ([`Outgoing::delay`]) is refused, but by the publisher of a source with
+/// [`delays`](crate::KafkaSourceBuilder::delays).
+///
 /// Clones share one connection. When the last one is dropped, what is not confirmed yet may go out for 10 s more.
 #[derive(Clone)]
 pub struct KafkaPublisher {
@@ -54,6 +59,7 @@ pub struct KafkaPublisher {
 struct Inner {
     connection: Connection,
     config: ClientConfig,
+    source: Option<Arc<Options>>,
     running: RwLock<Running>,
 }
 
@@ -68,9 +74,16 @@ struct Running {
 #[must_use]
 pub struct KafkaPublisherBuilder {
     connection: Result<Connection, String>,
+    /// Of the source that it is made from.
+    source: Option<Arc<Options>>,
 }
 
 impl KafkaPublisherBuilder {
+    pub(crate) fn of(mut self, source: Arc<Options>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
     /// Passes a librdkafka property through. Those that correctness rests on are refused when built, with the reason.
     ///
     /// Often wanted: `delivery.timeout.ms` (default 30000), `linger.ms` (2), `compression.type` (none).
@@ -94,7 +107,7 @@ impl KafkaPublisherBuilder {
         }
         validate(&config, RDKafkaType::RD_KAFKA_PRODUCER)?;
         let running = RwLock::new(Running::start(&connection, &config)?);
-        Ok(KafkaPublisher { inner: Arc::new(Inner { connection, config, running }) })
+        Ok(KafkaPublisher { inner: Arc::new(Inner { connection, config, source: self.source, running }) })
     }
 }
 
@@ -183,17 +196,18 @@ impl KafkaPublisher {
     pub fn builder(brokers: impl AsRef<str>) -> KafkaPublisherBuilder {
         let brokers = brokers.as_ref();
         let checked = url::check_hosts(brokers).map(|()| Connection::new(brokers));
-        KafkaPublisherBuilder { connection: checked.map_err(|error| error.to_string()) }
+        KafkaPublisherBuilder { connection: checked.map_err(|error| error.to_string()), source: None }
     }
 
     /// Starts a publisher from a URL as [`KafkaSource::from_url`](crate::KafkaSource::from_url) takes it; a query
     /// parameter is a property of the publisher here.
     pub fn from_url(url: impl AsRef<str>) -> KafkaPublisherBuilder {
-        KafkaPublisherBuilder { connection: url::parse(url.as_ref()).map_err(|error| error.to_string()) }
+        let connection = url::parse(url.as_ref()).map_err(|error| error.to_string());
+        KafkaPublisherBuilder { connection, source: None }
     }
 
     pub(crate) fn with(connection: Connection) -> KafkaPublisherBuilder {
-        KafkaPublisherBuilder { connection: Ok(connection) }
+        KafkaPublisherBuilder { connection: Ok(connection), source: None }
     }
 }
 
@@ -203,8 +217,14 @@ impl Publisher for KafkaPublisher {
         outgoing: Outgoing,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static + use<> {
         let (answer, answered) = oneshot::channel();
-        let producer = self.inner.producer();
-        producer.context().publish(&producer, Pending::new(outgoing, answer));
+        match route(self.inner.source.as_deref(), outgoing, SystemTime::now()) {
+            Ok((topic, outgoing)) => {
+                let producer = self.inner.producer();
+                producer.context().publish(&producer, Pending::new(topic, outgoing, answer));
+            }
+            // Whoever waits for it has its end below.
+            Err(refused) => drop(answer.send(Err(refused))),
+        }
         async move {
             answered.await.unwrap_or_else(|_| {
                 Err(PublishError::unavailable("the kafka publisher ended before the message was confirmed"))

@@ -74,11 +74,30 @@ pub(super) fn headers(
     let first = carried.unwrap_or_else(|| wire::format_time(failure.first_failed_at().unwrap_or(now)));
     headers.append(wire::DEAD_LETTER_FIRST_FAILED_AT, first);
     headers.append(wire::DEAD_LETTER_LAST_FAILED_AT, wire::format_time(now));
-    message.origin().write_to(wire::DEAD_LETTER_PREFIX, message.timestamp(), &mut headers);
+    if !write_first_origin(message.headers(), &mut headers) {
+        message.origin().write_to(wire::DEAD_LETTER_PREFIX, message.timestamp(), &mut headers);
+    }
     if let Some(defect) = message.defect().filter(|defect| !defect.dropped().is_empty()) {
         headers.append(wire::DEAD_LETTER_DROPPED, cut(defect.dropped().join(", "), ERROR_LIMIT));
     }
     headers
+}
+
+/// Of a delayed copy, where it came from at first: the place where it waited says nothing. Whether it is one.
+fn write_first_origin(known: &Headers, headers: &mut Headers) -> bool {
+    const LOG: &[&str] = &["topic", "partition", "offset"];
+    const QUEUE: &[&str] = &["queue", "exchange", "routing-key"];
+    let value = |name: &str| known.get(&format!("{}{name}", wire::RETRY_PREFIX)).cloned();
+    let has = |names: &[&str]| names.iter().all(|name| value(name).is_some());
+    if value("source").is_none() || !has(LOG) && !has(QUEUE) {
+        return false;
+    }
+    for name in [&["source"], LOG, &["timestamp"], QUEUE].concat() {
+        if let Some(value) = value(name) {
+            headers.append(format!("{}{name}", wire::DEAD_LETTER_PREFIX), value);
+        }
+    }
+    true
 }
 
 /// Cuts a text at a character, marking the cut.
@@ -94,6 +113,7 @@ fn cut(mut text: String, limit: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Origin;
 
     #[test]
     fn a_long_error_is_cut_at_a_character() {
@@ -111,5 +131,53 @@ mod tests {
         assert_eq!(headers.get_str("dead-letter-reason"), Some("attempts-exhausted"));
         assert_eq!(headers.get_str("dead-letter-consumer"), Some("mails"));
         assert_eq!(headers.get_str("dead-letter-first-failed-at"), Some("1970-01-01T00:00:00.000Z"));
+    }
+    /// The headers of a dead letter that start with `dead-letter-` and tell where it came from.
+    fn origin(retry: &[(&'static str, &'static str)]) -> Vec<(String, String)> {
+        let mut message = Message::builder().origin(Origin::Log {
+            system: "kafka",
+            topic: "g.retry.30s".into(),
+            partition: 3,
+            offset: 7,
+        });
+        for (name, value) in retry {
+            message = message.header(*name, *value);
+        }
+        let headers = headers(&message.build(), &Failure::transient("down"), 0, None, SystemTime::UNIX_EPOCH);
+        let all = headers.iter().map(|(name, value)| {
+            let value = value.map(|value| String::from_utf8(value.to_vec()).unwrap());
+            (name.trim_start_matches("dead-letter-").to_owned(), value.unwrap())
+        });
+        const OTHERS: [&str; 5] = ["reason", "error", "attempts", "first-failed-at", "last-failed-at"];
+        all.filter(|(name, _)| !OTHERS.contains(&name.as_str())).collect()
+    }
+
+    #[test]
+    fn a_delayed_copy_is_told_by_where_it_came_from_at_first() {
+        let mut log = vec![
+            ("retry-source", "kafka"),
+            ("retry-topic", "orders"),
+            ("retry-partition", "1"),
+            ("retry-offset", "42"),
+            ("retry-timestamp", "2026-11-25T12:00:00.000Z"),
+            ("retry-attempt", "4"),
+        ];
+        let expected: Vec<_> = log[..5]
+            .iter()
+            .map(|(name, value)| (name.trim_start_matches("retry-").to_owned(), (*value).to_owned()))
+            .collect();
+        assert_eq!(origin(&log), expected);
+        log.remove(3);
+        let place = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let waited = [("source", "kafka"), ("topic", "g.retry.30s"), ("partition", "3"), ("offset", "7")];
+        assert_eq!(origin(&log), waited.map(|(name, value)| place(name, value)), "half of an origin is none");
+        let queue = [
+            ("retry-source", "amqp"),
+            ("retry-queue", "orders"),
+            ("retry-exchange", ""),
+            ("retry-routing-key", "orders"),
+        ];
+        let expected = [("source", "amqp"), ("queue", "orders"), ("exchange", ""), ("routing-key", "orders")];
+        assert_eq!(origin(&queue), expected.map(|(name, value)| place(name, value)));
     }
 }

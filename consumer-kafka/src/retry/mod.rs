@@ -1,0 +1,106 @@
+//! Retry topics: where the delayed copies of a group's messages wait, one topic for each delay.
+//!
+//! Only the group itself consumes them, so no other one sees a copy. The publisher puts a copy in (`route`), the thread
+//! holds it back until it is due (`waiting`), and the source creates at its start what is missing (`create`).
+
+pub(crate) mod create;
+pub(crate) mod route;
+pub(crate) mod waiting;
+
+use std::time::Duration;
+
+use consumer_core::message::wire;
+
+use crate::error::KafkaError;
+
+/// The retry topics of a group, the shortest delay first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RetryTopics(Vec<RetryTopic>);
+
+#[derive(Debug, Clone)]
+pub(crate) struct RetryTopic {
+    pub(crate) name: String,
+    pub(crate) delay: Duration,
+}
+
+impl RetryTopics {
+    /// `<group>.retry.<delay>`, and `<group>.retry.<replay>.<delay>` for a replay.
+    ///
+    /// # Errors
+    /// When a replay's name could make two groups share a topic: of the parts between the dots, the last but one is
+    /// `retry` or the name of the replay.
+    pub(crate) fn new(group: &str, replay: Option<&str>, delays: &[Duration]) -> Result<Self, KafkaError> {
+        let prefix = match replay {
+            Some(name) if name.contains('.') || name == "retry" => {
+                return Err(KafkaError::config(format!(
+                    "with `.delays(…)` a replay cannot be named `{name}`, since its retry topics could be those of \
+                     another group: take a name without dots that is not `retry`"
+                )));
+            }
+            Some(name) => format!("{group}.retry.{name}"),
+            None => format!("{group}.retry"),
+        };
+        let mut delays: Vec<_> = delays.iter().copied().filter(|delay| !delay.is_zero()).collect();
+        delays.sort_unstable();
+        let mut topics: Vec<RetryTopic> = delays
+            .into_iter()
+            .map(|delay| RetryTopic { name: format!("{prefix}.{}", wire::format_delay(delay)), delay })
+            .collect();
+        topics.dedup_by(|later, first| later.name == first.name);
+        Ok(Self(topics))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &RetryTopic> {
+        self.0.iter()
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|topic| &*topic.name)
+    }
+
+    /// The topic for messages that wait so long.
+    fn of(&self, delay: Duration) -> Option<&RetryTopic> {
+        let written = wire::format_delay(delay);
+        self.0.iter().find(|topic| wire::format_delay(topic.delay) == written)
+    }
+
+    /// How long messages of this topic wait; `None` if it is no retry topic.
+    pub(crate) fn delay_of(&self, topic: &str) -> Option<Duration> {
+        self.0.iter().find(|retry| retry.name == topic).map(|retry| retry.delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(group: &str, replay: Option<&str>, seconds: &[u64]) -> Vec<String> {
+        let delays: Vec<_> = seconds.iter().copied().map(Duration::from_secs).collect();
+        RetryTopics::new(group, replay, &delays).unwrap().names().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn there_is_one_topic_for_each_delay() {
+        assert_eq!(names("mails", None, &[300, 30, 0, 30]), ["mails.retry.30s", "mails.retry.300s"]);
+        let topics = RetryTopics::new("g", None, &[Duration::from_millis(1500)]).unwrap();
+        assert_eq!(topics.delay_of("g.retry.1500ms"), Some(Duration::from_millis(1500)));
+        assert_eq!(topics.delay_of("g.retry.1s"), None);
+        assert!(topics.of(Duration::from_micros(1_500_900)).is_some(), "it has the same name");
+        assert!(topics.of(Duration::from_secs(1)).is_none());
+    }
+
+    #[test]
+    fn a_replay_shares_no_topic_with_another_group() {
+        assert_eq!(names("g", Some("fix"), &[30]), ["g.retry.fix.30s"]);
+        for name in ["retry", "a.retry", "v1.2"] {
+            let error = RetryTopics::new("g", Some(name), &[Duration::from_secs(1)]).unwrap_err();
+            assert!(error.is_config() && error.to_string().contains(name), "{error}");
+        }
+        // Such a group without a replay has other names.
+        assert_eq!(names("g.retry.fix", None, &[30]), ["g.retry.fix.retry.30s"]);
+    }
+}
