@@ -33,9 +33,13 @@ pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<
         if (read, found) != (LETTERS, LETTERS / FITS) {
             return Err(format!("{name}: {found} of {read} letters were listed").into());
         }
-        let row = |what: &str, value, unit| Row::new(format!("{name}, 100,000 dead letters: {what}"), value, unit);
+        let row =
+            |what: &str, value, unit| Row::new(format!("{name}, 100,000 dead letters: {what}"), value, unit);
         report.add(row("listed with a filter", took, "s").at_most(seconds));
-        report.add(row("resident memory added by that", most.saturating_sub(before) as f64 / 1024.0, "MiB").at_most(64.0));
+        report.add(
+            row("resident memory added by that", most.saturating_sub(before) as f64 / 1024.0, "MiB")
+                .at_most(64.0),
+        );
         let from = Instant::now();
         let letters = broker.dead_letters(&dead)?.open().await?;
         let done = redrive(letters, publisher, &Filter::default(), &Redrive::default(), |_| {}).await?;
