@@ -32,6 +32,8 @@ fn source() -> (BoxSource, DynPublisher) {
     let (url, topic) = (variable("URL"), variable("TOPIC"));
     if url.starts_with("kafka") {
         let source = consumer_kafka::KafkaSource::from_url(url).group(&*topic).topic(&*topic);
+        // A member that was killed is missed sooner.
+        let source = source.property("session.timeout.ms", "6000");
         let source = source.delays([DELAY]).commit_every(Duration::from_millis(500)).build().unwrap();
         let publisher = DynPublisher::new(source.publisher().unwrap());
         return (Box::new(source), publisher);
