@@ -100,8 +100,6 @@ pub(crate) enum Output {
 pub(crate) struct List {
     #[command(flatten)]
     pub(crate) from: From,
-    #[command(flatten)]
-    pub(crate) which: Which,
     /// At most so many
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<u64>,
@@ -110,37 +108,37 @@ pub(crate) struct List {
     /// Do not page a table that is longer than the terminal
     #[arg(long)]
     pub(crate) no_pager: bool,
+    #[command(flatten)]
+    pub(crate) which: Which,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     #[command(flatten)]
     pub(crate) from: From,
-    #[command(flatten)]
-    pub(crate) which: Which,
     /// At most so many
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) limit: u64,
     #[arg(long, value_enum, default_value = "table")]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) which: Which,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
     #[command(flatten)]
     pub(crate) from: From,
-    #[command(flatten)]
-    pub(crate) which: Which,
     #[arg(long, value_enum, default_value = "table")]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) which: Which,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Redrive {
     #[command(flatten)]
     pub(crate) from: From,
-    #[command(flatten)]
-    pub(crate) which: Which,
     /// Publish to this topic or queue instead of where each letter came from
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: Option<String>,
@@ -158,14 +156,14 @@ pub(crate) struct Redrive {
     pub(crate) yes: bool,
     #[arg(long, value_enum, default_value = "table")]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) which: Which,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Discard {
     #[command(flatten)]
     pub(crate) from: From,
-    #[command(flatten)]
-    pub(crate) which: Which,
     /// Why; it is written beside each letter
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) because: String,
@@ -184,20 +182,22 @@ pub(crate) struct Discard {
     pub(crate) yes: bool,
     #[arg(long, value_enum, default_value = "table")]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) which: Which,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     #[command(flatten)]
     pub(crate) from: From,
-    #[command(flatten)]
-    pub(crate) which: Which,
     /// At most so many
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<u64>,
     /// Where to; must not exist [default: stdout]
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) which: Which,
 }
 
 #[derive(Debug, Args)]
