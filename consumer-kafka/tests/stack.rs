@@ -15,8 +15,8 @@ use std::{
 
 use common::{LIMIT, contents, left, member, number, place, produce, publisher, raw, topic, unique};
 use consumer_core::{
-    Consumer, DeadLetterLayer, DedupLayer, Failure, IdempotencyKey, Message, Outgoing, Publisher, Report,
-    RetryLayer,
+    Consumer, DeadLetterLayer, DedupLayer, DelayedRetryLayer, Failure, IdempotencyKey, Message, Outgoing,
+    Publisher, Report, RetryLayer,
     dedup::Gate,
     memory::MemoryStore,
     message::wire,
@@ -201,4 +201,69 @@ async fn fm26_a_large_header_and_one_that_cannot_be_read_reach_the_dead_letters(
     let dropped = said(&letters[1], wire::DEAD_LETTER_DROPPED).unwrap();
     assert!(dropped.contains("header 2 of 2"), "{dropped}");
     assert!(!called.load(Relaxed), "no handler is given a message that cannot be read as a whole");
+}
+
+async fn a_delayed_retry_outlives_its_process(protocol: GroupProtocol) {
+    let brokers = shared_kafka();
+    let (topic, dead, group) = (topic(&brokers, 2).await, topic(&brokers, 1).await, unique("g"));
+    produce(&publisher(&brokers), &topic, 0..3).await;
+    let (store, calls) = (MemoryStore::new(), Calls::default());
+    let delays = [Duration::from_secs(2), Duration::from_secs(8)];
+    let source = || {
+        let builder = consumer_kafka::KafkaSource::builder(&brokers).group(&group).topic(&topic);
+        builder.group_protocol(protocol).delays(delays)
+    };
+    let stack = |name| {
+        let (calls, publisher) = (calls.clone(), source().build().unwrap().publisher().unwrap());
+        ServiceBuilder::new()
+            .layer(DeadLetterLayer::new(publisher.clone(), &*dead))
+            .layer(DelayedRetryLayer::new(publisher).delays(delays))
+            .layer(
+                DedupLayer::new(store.clone(), "c")
+                    .key(IdempotencyKey::position())
+                    .as_process(u128::from(u32::from(name)), Gate::new()),
+            )
+            .layer(RetryLayer::fixed(Duration::from_millis(10)).max_attempts(2))
+            .service(service_fn(move |message: Message| {
+                calls.lock().unwrap().entry(number(&message)).or_default().push((name, message.attempt()));
+                let fails = message.attempt() < 4 || number(&message) == 2;
+                async move { if fails { Err(Failure::transient("down")) } else { Ok(()) } }
+            }))
+    };
+    let count = || calls.lock().unwrap().values().map(Vec::len).sum::<usize>();
+    let first = Run::start(source(), stack('a'));
+    // Two calls at once, the third after two seconds.
+    until("the third calls", || count() == 9).await;
+    until("their copies", || first.health.status().held == 0).await;
+    assert_eq!(first.stop().await.deferred, 6);
+    let waiting = contents(&brokers, &format!("{group}.retry.8s"), 3).await;
+    assert!(waiting.iter().all(|copy| copy.headers().get_str(wire::RETRY_ROUND) == Some("2")));
+    let second = Run::start(source(), stack('b'));
+    until("the fourth calls", || count() == 12).await;
+    until("their end", || second.health.status().held == 0).await;
+    let report = second.stop().await;
+    assert_eq!((report.processed, report.dead_lettered), (2, 1), "{report:?}");
+    for (number, calls) in calls.lock().unwrap().iter() {
+        let chain = [('a', 1), ('a', 2), ('a', 3), ('b', 4)];
+        assert_eq!(calls[..], chain, "message {number}: one chain, and the count goes on");
+    }
+    let letter = contents(&brokers, &dead, 1).await.remove(0);
+    let said = |name| letter.headers().get_str(name).map(str::to_owned);
+    assert_eq!(said(wire::DEAD_LETTER_ATTEMPTS).as_deref(), Some("4"));
+    assert_eq!(said("dead-letter-topic"), Some(topic.clone()), "where it came from at first");
+    for topic in [topic, format!("{group}.retry.2s"), format!("{group}.retry.8s")] {
+        assert!(left(&brokers, &topic, &group).await.is_empty(), "{topic}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm10_fm34_a_delayed_retry_waits_at_the_broker_and_outlives_its_process() {
+    a_delayed_retry_outlives_its_process(GroupProtocol::Classic).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm10_fm34_with_the_consumer_protocol() {
+    a_delayed_retry_outlives_its_process(GroupProtocol::Consumer).await;
 }

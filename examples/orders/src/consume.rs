@@ -26,7 +26,7 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(28);
 
 pub(crate) fn run(options: Consume) -> Result<(), Stop> {
-    if !delays(&options).is_empty() {
+    if !options.delays().is_empty() {
         delayed_retry(&options)?;
     }
     let dead_letter = options.broker.dead_letter();
@@ -75,18 +75,8 @@ pub(crate) fn run(options: Consume) -> Result<(), Stop> {
     })
 }
 
-fn delays(options: &Consume) -> &[Duration] {
-    options.delays.as_ref().map_or(&[], |delays| &delays.0)
-}
-
 /// Whether `--delays` can be had.
 fn delayed_retry(options: &Consume) -> Result<(), Stop> {
-    if options.broker.url.starts_with("kafka") {
-        return Err(Stop::usage(
-            "--delays asks for delayed retry through the broker, which this version does not have on Kafka: leave it \
-             out, and failed messages are tried again in this process (--attempts, --backoff)",
-        ));
-    }
     if !matches!(options.ordering.into(), Ordering::None) {
         return Err(Stop::usage(
             "--delays and --ordering exclude each other: later messages pass the one that waits",
@@ -109,7 +99,7 @@ fn stacked(
         rate: options.rate,
         lease: options.lease,
         retention: options.retention,
-        delays: delays(options).to_vec(),
+        delays: options.delays().to_vec(),
     };
     stack(&settings, dead, settings.dedup(store), handler(confirm).with_state(mailer))
 }

@@ -29,7 +29,10 @@ pub(crate) struct Consumer {
 impl Consumer {
     pub(crate) fn new(url: &str, options: &Consume) -> Result<Self, Stop> {
         let topic = options.broker.topic.clone();
-        let mut source = KafkaSource::from_url(url).group(&*options.group).topic(&*topic);
+        let mut source = KafkaSource::from_url(url)
+            .group(&*options.group)
+            .topic(&*topic)
+            .delays(options.delays().iter().copied());
         // A member that was killed holds its partitions for this long.
         if !url.contains("session.timeout.ms=") {
             source = source.property("session.timeout.ms", "10000");
@@ -37,7 +40,7 @@ impl Consumer {
         Ok(Self { source: source.build().map_err(stop)?, topic, dead: options.broker.dead_letter() })
     }
 
-    /// Looks for the topics; the dead-letter topic is created if it is missing.
+    /// Looks for the topics; the dead-letter topic is created if it is missing. Retry topics are up to the source.
     pub(crate) async fn connect(self) -> Result<(BoxSource, DynPublisher), Stop> {
         let Self { source, topic, dead } = self;
         let admin = source.admin().map_err(stop)?.timeout(START_LIMIT);

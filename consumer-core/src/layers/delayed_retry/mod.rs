@@ -16,8 +16,8 @@
 //! **Later messages of the same key pass** the one that waits. A run with an order does not allow that: there the failure
 //! goes straight on to the dead-letter layer, with an error in the log.
 //!
-//! The publisher has to be able to delay ([`Outgoing::delay`]): the one in memory and the one for RabbitMQ can. One that
-//! cannot refuses, and the failure goes on.
+//! The publisher has to be able to delay ([`Outgoing::delay`]): the one in memory and the one for RabbitMQ can, and on Kafka
+//! that of a source which was built with the same delays. One that cannot refuses, and the failure goes on.
 //!
 //! ```
 //! use std::time::Duration;

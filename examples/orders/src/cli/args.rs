@@ -72,7 +72,7 @@ pub(crate) struct Consume {
     /// How long executing messages may take to finish once a stop was asked for
     #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub(crate) drain: Duration,
-    /// What still fails comes again by the broker after each of these; not on Kafka in this version
+    /// What still fails comes again by the broker after each of these
     #[arg(long, env, value_name = "D[,D…]", value_parser = delays)]
     pub(crate) delays: Option<Delays>,
     /// Which messages wait for each other; on RabbitMQ any but none needs a queue with single active consumer
@@ -84,6 +84,13 @@ pub(crate) struct Consume {
     /// Stop when nothing came for this long; without it, run until SIGINT or SIGTERM
     #[arg(long, env, value_name = "DURATION", value_parser = some_duration)]
     pub(crate) until_idle: Option<Duration>,
+}
+
+impl Consume {
+    /// Of delayed retry; none if it is not asked for.
+    pub(crate) fn delays(&self) -> &[Duration] {
+        self.delays.as_ref().map_or(&[], |delays| &delays.0)
+    }
 }
 
 #[derive(Debug, Args)]

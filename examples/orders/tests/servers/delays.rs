@@ -2,16 +2,18 @@
 
 use std::collections::HashSet;
 
+use consumer::Message;
+
 use crate::{
     common::{Folder, Running, mails, orders, run, unique, wait_for},
-    topic::{Broker, Topic, order},
+    topic::{Broker, Topic, on_both_brokers, order},
 };
 
+on_both_brokers!(fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_once);
+
 /// A provider that is down for two attempts, a process that is killed while copies wait, and one that goes on.
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_once() {
-    let topic = Topic::shared(Broker::RabbitMq, "delays");
+fn fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_once(broker: Broker) {
+    let topic = Topic::shared(broker, "delays");
     let mut messages: Vec<_> = (0..30).map(|_| order(&unique("good"), "ann@example.com")).collect();
     messages.extend((0..20).map(|_| order(&unique("flaky"), "ben@flaky.example")));
     messages.extend((0..5).map(|_| order(&unique("down"), "x@down.example")));
@@ -33,20 +35,28 @@ fn fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_on
     first.kill();
     let done = run(arguments.iter().map(String::as_str)).ok();
     // Two for each that needed a third attempt, whether it helped or not.
-    assert_eq!((done.number("retried"), done.number("processed")), (50, 20), "{:?}", done.report());
+    assert_eq!(done.number("retried"), 50, "{:?}", done.report());
     assert!(!done.stderr.contains("ben@flaky.example"), "no payload in the log");
     let sent = mails(&log);
+    // The good ones, and what was done after the kill: some of them again, if it came before their record.
+    assert_eq!(done.number("processed") + 30, sent.len() as u64, "{:?}", done.report());
     let mailed: HashSet<String> = sent.iter().map(|mail| mail.message_id.clone()).collect();
     assert_eq!(mailed, ids, "every order with an address that works in the end");
     let flaky: Vec<_> = sent.iter().filter(|mail| mail.message_id.contains("flaky")).collect();
     assert_eq!(flaky.len(), 20);
     assert!(flaky.iter().all(|mail| mail.attempt == 3), "the count goes on from copy to copy");
     let dead = topic.dead_letters();
+    // The process may have been killed between a dead letter and its record: then there is a second one.
     let reason = |reason: &str| {
-        dead.iter().filter(|letter| letter.headers().get_str("dead-letter-reason") == Some(reason)).count()
+        let of = |letter: &&Message| letter.headers().get_str("dead-letter-reason") == Some(reason);
+        dead.iter().filter(of).map(|letter| letter.id().unwrap().to_vec()).collect::<HashSet<_>>().len()
     };
-    assert_eq!((dead.len(), reason("attempts-exhausted"), reason("permanent")), (10, 5, 5));
+    assert_eq!((reason("attempts-exhausted"), reason("permanent")), (5, 5));
     let down =
         dead.iter().find(|letter| letter.id().unwrap().windows(4).any(|part| part == b"down")).unwrap();
     assert_eq!(down.headers().get_str("dead-letter-attempts"), Some("3"));
+    if broker == Broker::Kafka {
+        let told = ["topic", "source"].map(|of| down.headers().get_str(&format!("dead-letter-{of}")));
+        assert_eq!(told, [Some(&*topic.name), Some("kafka")], "not where it waited");
+    }
 }
