@@ -358,8 +358,10 @@ impl<T, E: Into<BoxError>> ResultExt<T> for Result<T, E> {
 pub enum Outcome {
     /// The handler ran and succeeded.
     Processed,
-    /// The effect had happened before, or a later attempt stands for this one.
+    /// The effect had happened before, or the message is set aside.
     Duplicate,
+    /// A delayed copy with a later attempt stands for this one. Reports and metrics count it as a duplicate.
+    Superseded,
     /// The message is set aside; the broker has confirmed it.
     DeadLettered,
     /// A delayed copy is confirmed.

@@ -37,7 +37,7 @@ use crate::{Failure, Outcome};
 pub(crate) fn outcome_name(result: &Result<Outcome, Failure>) -> &'static str {
     match result {
         Ok(Outcome::Processed) => "processed",
-        Ok(Outcome::Duplicate) => "duplicate",
+        Ok(Outcome::Duplicate | Outcome::Superseded) => "duplicate",
         Ok(Outcome::DeadLettered) => "dead_lettered",
         Ok(Outcome::Deferred) => "deferred",
         Err(failure) if failure.is_cancelled() => "returned",
