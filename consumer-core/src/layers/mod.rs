@@ -8,6 +8,7 @@
 //!   inside them for readiness. They clone it, make it ready and call it within their own future; otherwise a message
 //!   that waits for its backoff would hold the permits taken inside it. So what is inside them must be `Clone`.
 
+pub(crate) mod after;
 pub mod catch_panic;
 pub mod dead_letter;
 pub mod delayed_retry;
