@@ -10,6 +10,7 @@ use std::{
 use crate::{
     BoxError,
     dedup::{HeldClaim, SharedClaim},
+    layers::delayed_retry::Seat,
 };
 
 /// Why a message was not processed.
@@ -40,6 +41,7 @@ pub struct FailureError {
     dead_letter_to: Option<Box<str>>,
     consumer: Option<Arc<str>>,
     claim: Option<SharedClaim>,
+    seat: Option<Seat>,
     source: Option<BoxError>,
 }
 
@@ -81,6 +83,7 @@ impl Failure {
             dead_letter_to: None,
             consumer: None,
             claim: None,
+            seat: None,
             source,
         }))
     }
@@ -125,6 +128,7 @@ impl Failure {
                         failure.0.dead_letter_to.clone_from(&inner.dead_letter_to);
                         failure.0.consumer.clone_from(&inner.consumer);
                         failure.0.claim.clone_from(&inner.claim);
+                        failure.0.seat.clone_from(&inner.seat);
                         failure.0.source = Some(error);
                         return failure;
                     }
@@ -213,6 +217,16 @@ impl Failure {
 
     pub(crate) fn take_claim(&mut self) -> Option<HeldClaim> {
         self.0.claim.take().and_then(|claim| claim.take())
+    }
+
+    /// Puts the place of the message among the parked ones of its key into its failure: it is given up when the message
+    /// is set aside for good.
+    pub(crate) fn set_seat(&mut self, seat: Seat) {
+        self.0.seat = Some(seat);
+    }
+
+    pub(crate) fn seat(&self) -> Option<&Seat> {
+        self.0.seat.as_ref()
     }
 
     /// The first error of type `E` in the chain of sources.
@@ -358,8 +372,10 @@ impl<T, E: Into<BoxError>> ResultExt<T> for Result<T, E> {
 pub enum Outcome {
     /// The handler ran and succeeded.
     Processed,
-    /// The effect had happened before, or a later attempt stands for this one.
+    /// The effect had happened before, or the message is set aside.
     Duplicate,
+    /// A delayed copy with a later attempt stands for this one. Reports and metrics count it as a duplicate.
+    Superseded,
     /// The message is set aside; the broker has confirmed it.
     DeadLettered,
     /// A delayed copy is confirmed.

@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::{BoxError, Failure, Message, dedup::Registry};
+use crate::{BoxError, Failure, Message, dedup::Registry, runtime};
 
 /// One assignment of a source: cancelled when its deliveries should be handed back.
 pub(crate) struct Scope {
@@ -36,7 +37,9 @@ pub(crate) struct Run {
     id: u64,
     waiting: AtomicUsize,
     retried: AtomicU64,
-    ordered: AtomicBool,
+    ordering: runtime::Ordering,
+    refusal: OnceLock<&'static str>,
+    on_refusal: AtomicWaker,
     registries: Mutex<Vec<Arc<Registry>>>,
 }
 
@@ -88,12 +91,18 @@ impl Scope {
 
 impl Run {
     pub(crate) fn new() -> Arc<Self> {
+        Self::ordered(runtime::Ordering::None)
+    }
+
+    pub(crate) fn ordered(ordering: runtime::Ordering) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             waiting: AtomicUsize::new(0),
             retried: AtomicU64::new(0),
-            ordered: AtomicBool::new(false),
+            ordering,
+            refusal: OnceLock::new(),
+            on_refusal: AtomicWaker::new(),
             registries: Mutex::default(),
         })
     }
@@ -108,13 +117,21 @@ impl Run {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Messages of one lane run in their order.
-    pub(crate) fn set_ordered(&self) {
-        self.ordered.store(true, Ordering::Relaxed);
+    /// Which messages run one after another.
+    pub(crate) fn ordering(&self) -> runtime::Ordering {
+        self.ordering
     }
 
-    pub(crate) fn is_ordered(&self) -> bool {
-        self.ordered.load(Ordering::Relaxed)
+    /// A layer cannot keep what the run promises: it ends with this error, and everything is handed back.
+    pub(crate) fn refuse(&self, why: &'static str) {
+        if self.refusal.set(why).is_ok() {
+            self.on_refusal.wake();
+        }
+    }
+
+    pub(crate) fn poll_refused(&self, cx: &Context<'_>) -> Poll<&'static str> {
+        self.on_refusal.register(cx.waker());
+        self.refusal.get().map_or(Poll::Pending, |why| Poll::Ready(why))
     }
 
     /// A call after the first of its message begins.

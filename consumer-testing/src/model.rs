@@ -13,7 +13,9 @@ mod steps;
 use std::{fmt::Write as _, time::Duration};
 
 use consumer_core::dedup::{
-    Claim, ClaimReply, ClaimRequest, DedupStore, Owner, RenewRequest, Resolution, StoreKey,
+    Claim, ClaimReply, ClaimRequest, DedupStore, Owner, ParkReply, ParkRequest, RenewRequest, Resolution,
+    StoreKey,
+    parking::Parked,
     protocol::{self, Operation, Reply, State},
 };
 use proptest::{
@@ -25,8 +27,8 @@ use tokio::time::Instant;
 
 use crate::conformance::store::StoreUnderTest;
 use ledger::Ledger;
-pub use steps::Step;
 use steps::{KEYS, PROCESSES, step};
+pub use steps::{Parking, Step};
 
 /// The shortest time a sequence lets pass: the tenth part of a lease, about. Every end of a lease or lifetime falls
 /// half way between two multiples of it, so that a store may be late by almost half a tick.
@@ -142,6 +144,8 @@ struct World<'a, T: StoreUnderTest> {
     held: Vec<(usize, Claim)>,
     /// Claims whose reply was lost.
     asking: Vec<(usize, ClaimRequest)>,
+    /// Who waits of the message key that all of them have.
+    parked: Parked,
 }
 
 /// What the reference and the ledger know of a key.
@@ -180,6 +184,7 @@ impl<'a, T: StoreUnderTest> World<'a, T> {
             keys: (0..KEYS).map(key).collect(),
             held: Vec::new(),
             asking: Vec::new(),
+            parked: Parked::default(),
         }
     }
 
@@ -229,6 +234,7 @@ impl<'a, T: StoreUnderTest> World<'a, T> {
                 let request = RenewRequest { attempts: claim.attempts + failed, claim, mode };
                 self.renew(key, request, lost).await
             }
+            Step::Park { id, operation, lost } => self.park(id, operation, lost).await,
             Step::Crash { process } => {
                 let dead = self.processes[process];
                 self.processes[process] = u128::from(self.id());
@@ -351,6 +357,35 @@ impl<'a, T: StoreUnderTest> World<'a, T> {
         match expected {
             Reply::Renew(expected) if expected == renewal => Ok(()),
             expected => Err(format!("a renewal was answered {renewal:?}, the protocol says {expected:?}")),
+        }
+    }
+
+    async fn park(&mut self, id: u128, operation: Parking, lost: bool) -> Result<(), String> {
+        let now = self.millis();
+        let request = ParkRequest {
+            key: self.keys[0].key.clone(),
+            id,
+            operation: operation.over(self.tick),
+            lifetime: self.tick.mul_f64(RETENTION),
+        };
+        if lost {
+            drop(self.store.park(request.clone()));
+            self.flush().await?;
+        }
+        let expected = self.parked.apply(&request, now);
+        // It reaches the store twice.
+        let expected = if lost { self.parked.apply(&request, now) } else { expected };
+        let reply = self.store.park(request).await.map_err(|error| format!("park failed: {error}"))?;
+        match (expected, reply) {
+            (ParkReply::Behind { remaining: expected }, ParkReply::Behind { remaining })
+                if expected.abs_diff(remaining) <= self.tick.mul_f64(0.9) =>
+            {
+                Ok(())
+            }
+            (expected, reply) if expected == reply => Ok(()),
+            (expected, reply) => {
+                Err(format!("{operation:?} was answered {reply:?}, the specification says {expected:?}"))
+            }
         }
     }
 }

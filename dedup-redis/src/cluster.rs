@@ -291,7 +291,7 @@ fn route(command: &Cmd) -> Route {
         _ => &[],
     };
     match argument(0) {
-        b"SET" => Route::Slot(slot(argument(1))),
+        b"SET" | b"ZRANGE" => Route::Slot(slot(argument(1))),
         b"EVALSHA" | b"EVAL" => Route::Slot(slot(argument(3))),
         _ => Route::Everywhere,
     }

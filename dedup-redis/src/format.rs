@@ -24,10 +24,23 @@
 //! **Expiry:** every record has one. That of a claimed record is lease + grace, so what is left of the lease is `PTTL`
 //! less the grace *in the record*: consumers with different settings agree on it.
 
+//!
+//! # Lists of parked messages
+//!
+//! **Key:** the prefix, the 16 bytes of the hash of consumer and message key, and a `p`. One for each message key of which a
+//! message waits for its delayed retry.
+//!
+//! **Value:** a sorted set. A member of 16 bytes is the hash of the idempotency key of a message that waits, big endian; the
+//! scores, from 1 on, are their order. The member `u`, where there is one, has the time in milliseconds at which the first of
+//! them comes back, negated. With a prefix of four bytes a list takes about 200 bytes, and about 60 more for each message.
+//!
+//! **Expiry:** the retention and the longest delay, from when the first message is due. It is set anew when another one
+//! becomes the first.
+
 use std::fmt;
 
 use consumer_core::dedup::{
-    Mode, Owner,
+    Mode, Owner, StoreKey,
     protocol::{Claimed, Numbers, State},
 };
 
@@ -201,6 +214,11 @@ fn put_numbers(out: &mut Encoded, tag: u8, mode: Mode, numbers: &Numbers) {
         .put(&numbers.attempts.to_be_bytes())
         .put(&numbers.crashes.to_be_bytes())
         .put(&numbers.redrive.to_be_bytes());
+}
+
+/// The key of the list of parked messages of a message key.
+pub fn list_key(prefix: &[u8], key: &StoreKey) -> Vec<u8> {
+    [prefix, &key.hash().to_be_bytes(), b"p"].concat()
 }
 
 /// An owner as the scripts compare it: 24 bytes.

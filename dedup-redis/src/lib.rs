@@ -26,6 +26,8 @@
 //!   come back by themselves; the store is up again when a script and a write on a probe key have worked.
 //! - **A Cluster goes on without a lost node.** The keys of that node get errors, renewals of their claims no answer, and
 //!   their completions wait; all others are served. Slots that move cost no errors.
+//! - **Parked keys** are lists in sorted sets: to see that a key is free is one `ZRANGE`, the rest one script. A failover may
+//!   lose the last of them, and with it the order of those keys, but no message.
 //! - **Recent completions are recorded again** when another server answers after an outage (restarted, or a replica that
 //!   was promoted): those of the last 2 s before it, at most 65,536. What was lost beyond that may run again.
 //!
@@ -34,6 +36,7 @@
 //! | where | commands |
 //! |---|---|
 //! | everywhere | `SET`, `GET`, `PTTL`, `EVAL`, `EVALSHA`, `SCRIPT LOAD`, `TIME`, `INFO` |
+//! | for [parking](consumer_core::DelayedRetryLayer::parking) | `ZRANGE`, `ZADD`, `ZREM`, `ZSCORE`, `ZCOUNT`, `PEXPIRE` |
 //! | a database other than 0 | `SELECT` |
 //! | with a [name](RedisStoreBuilder::name) | `CLIENT SETNAME` |
 //! | behind Sentinels | `ROLE` |
@@ -49,6 +52,7 @@ mod error;
 pub mod format;
 mod greeting;
 mod operation;
+mod parking;
 mod pipeline;
 mod queue;
 mod recent;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use consumer_core::dedup::{
-    Claim, ClaimReply, ClaimRequest, RenewRequest, Renewal, Resolution, Resolved, StoreError, StoreKey,
-    protocol::Numbers,
+    Claim, ClaimReply, ClaimRequest, ParkReply, ParkRequest, RenewRequest, Renewal, Resolution, Resolved,
+    StoreError, StoreKey, protocol::Numbers,
 };
 use redis::{Cmd, Value};
 use tokio::{sync::oneshot, time::Instant};
@@ -12,7 +12,7 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     connection::{Reply, Trouble},
     format::{self, Encoded, MAX_NUMBER, Record},
-    scripts,
+    parking, scripts,
 };
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -49,6 +49,12 @@ pub(crate) enum Work {
         requests: Vec<RenewRequest>,
         replies: Vec<Option<Renewal>>,
         answer: Option<Answer<Vec<Renewal>>>,
+    },
+    Park {
+        request: ParkRequest,
+        /// Somebody waits: only the script can tell.
+        contested: bool,
+        answer: Option<Answer<ParkReply>>,
     },
 }
 
@@ -103,6 +109,7 @@ impl Operation {
             Work::Claim { answer, .. } => send(answer, || Err(error())),
             Work::Resolve { answer, .. } => send(answer, || Err(error())),
             Work::Renew { answer, .. } => send(answer, || Err(error())),
+            Work::Park { answer, .. } => send(answer, || Err(error())),
         }
     }
 
@@ -134,6 +141,9 @@ impl Operation {
                 let open = requests.iter().zip(replies).filter(|(_, reply)| reply.is_none());
                 out.extend(open.map(|(request, _)| renewal(request, sending.prefix, self.whole_script)));
             }
+            Work::Park { request, contested, .. } => {
+                out.push(parking::command(request, *contested, sending, self.whole_script));
+            }
         }
     }
 
@@ -160,6 +170,20 @@ impl Operation {
                     Ok(resolved) => {
                         send(answer, || Ok(if in_doubt { was_applied(resolved) } else { resolved }));
                         Next::Done
+                    }
+                    Err(error) => self.give_up(&error),
+                },
+                Err(trouble) => self.troubled(trouble),
+            },
+            Work::Park { request, contested, answer } => match from.next() {
+                Ok(value) => match parking::read(request, *contested, &value) {
+                    Ok(Some(reply)) => {
+                        send(answer, || Ok(reply));
+                        Next::Done
+                    }
+                    Ok(None) => {
+                        *contested = true;
+                        Next::Again
                     }
                     Err(error) => self.give_up(&error),
                 },
@@ -381,6 +405,7 @@ fn read_claim(
         Value::Int(-1) => return Ok(Some(ClaimReply::Completed)),
         Value::Int(-2) => return Ok(Some(ClaimReply::Conflict)),
         Value::Int(-3) => return Ok(Some(ClaimReply::Superseded)),
+        Value::Int(-4) => return Ok(Some(ClaimReply::DeadLettered)),
         Value::Int(remaining) => {
             let remaining = Duration::from_millis(u64::try_from(*remaining).unwrap_or(0));
             return Ok(Some(ClaimReply::Busy { remaining }));
@@ -456,7 +481,7 @@ fn wording(resolution: Resolution) -> (&'static str, u32) {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(MAX_NUMBER / 4)
 }
 

@@ -12,8 +12,11 @@ pub(crate) struct Lua {
 }
 
 macro_rules! lua {
-    ($file:literal) => {{
-        const SOURCE: &str = concat!(include_str!("lua/record.lua"), "\n", include_str!($file));
+    ($file:literal) => {
+        lua!(@ concat!(include_str!("lua/record.lua"), "\n", include_str!($file)))
+    };
+    (@ $source:expr) => {{
+        const SOURCE: &str = $source;
         Lua { source: SOURCE, hash: LazyLock::new(|| Script::new(SOURCE).get_hash().to_owned()) }
     }};
 }
@@ -22,11 +25,13 @@ pub(crate) static CLAIM: Lua = lua!("lua/claim.lua");
 pub(crate) static RESOLVE: Lua = lua!("lua/resolve.lua");
 pub(crate) static RENEW: Lua = lua!("lua/renew.lua");
 
-pub(crate) const COUNT: usize = 3;
+pub(crate) static PARK: Lua = lua!(@ include_str!("lua/park.lua"));
+
+pub(crate) const COUNT: usize = 4;
 
 /// Commands that make the server know all scripts.
 pub(crate) fn load_commands() -> [Cmd; COUNT] {
-    [&CLAIM, &RESOLVE, &RENEW].map(|lua| {
+    [&CLAIM, &RESOLVE, &RENEW, &PARK].map(|lua| {
         let mut load = cmd("SCRIPT");
         load.arg("LOAD").arg(lua.source);
         load

@@ -9,7 +9,8 @@ use std::{
 };
 
 use consumer_core::dedup::{
-    Claim, ClaimReply, ClaimRequest, DedupStore, RenewRequest, Renewal, Resolution, Resolved, StoreError,
+    Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal, Resolution,
+    Resolved, StoreError,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -135,6 +136,13 @@ impl DedupStore for RedisStore {
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
         let replies = vec![None; requests.len()];
         answer(self.enqueue(self.deadline(), |answer| Work::Renew { requests, replies, answer }))
+    }
+
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        answer(self.enqueue(self.deadline(), |answer| Work::Park { request, contested: false, answer }))
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {

@@ -7,10 +7,15 @@ use std::{collections::HashMap, time::Duration};
 
 use common::{Direct, owner, stored_key, unique};
 use consumer_core::dedup::{
-    Claim, ClaimReply, ClaimRequest, DedupStore, Mode, Owner, RenewRequest, Renewal, Resolution, StoreKey,
+    Claim, ClaimReply, ClaimRequest, DedupStore, Mode, Owner, ParkOperation, ParkReply, ParkRequest,
+    RenewRequest, Renewal, Resolution, StoreKey,
+    parking::Parked,
     protocol::{Numbers, Operation, Reply, State, transition},
 };
-use dedup_redis::{RedisStore, format::Record};
+use dedup_redis::{
+    RedisStore,
+    format::{Record, list_key},
+};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
@@ -26,6 +31,7 @@ enum Step {
     Claim { key: usize, owner: Owner, fingerprint: Option<u128>, grace: u64, attempt: u32, redrive: u32 },
     Resolve { key: usize, owner: Owner, fingerprint: Option<u128>, resolution: Resolution },
     Renew { key: usize, owner: Owner, attempts: u32, mode: Mode, grace: u64 },
+    Park { id: u128, operation: ParkOperation },
     EndLease { key: usize },
     Forget { key: usize },
 }
@@ -58,7 +64,14 @@ fn step() -> impl Strategy<Value = Step> {
     );
     let renew = (key.clone(), owner(), 0..4_u32, mode, grace())
         .prop_map(|(key, owner, attempts, mode, grace)| Step::Renew { key, owner, attempts, mode, grace });
+    let operation = prop_oneof![
+        4 => (1..5_u32).prop_map(|limit| ParkOperation::Enter { limit }),
+        3 => (0..1000_u64).prop_map(|wait| ParkOperation::Defer { wait: Duration::from_secs(wait) }),
+        3 => Just(ParkOperation::Leave),
+    ];
+    let id = prop_oneof![1..6_u128, Just(u128::MAX), Just(u128::from(b'u'))];
     prop_oneof![
+        6 => (id, operation).prop_map(|(id, operation)| Step::Park { id, operation }),
         6 => claim,
         5 => resolve,
         3 => renew,
@@ -74,6 +87,7 @@ struct World {
     states: Vec<State>,
     /// Real epochs less those of the specification.
     ahead: HashMap<usize, u64>,
+    parked: Parked,
     /// The longest a record may still live.
     lifetime: HashMap<usize, Duration>,
 }
@@ -130,6 +144,19 @@ impl World {
                     _ => assert_eq!(Reply::Claim(real), expected),
                 }
             }
+            Step::Park { id, operation } => {
+                let key = self.keys[0].clone();
+                let request = ParkRequest { key, id: *id, operation: *operation, lifetime: RETENTION };
+                let expected = self.parked.apply(&request, NOW);
+                let real = self.store.park(request).await.unwrap();
+                match (expected, real) {
+                    (ParkReply::Behind { remaining: expected }, ParkReply::Behind { remaining: real }) => {
+                        assert!(real <= expected && real + SLACK > expected, "{real:?} of {expected:?}");
+                    }
+                    _ => assert_eq!(real, expected),
+                }
+                self.compare_parked().await;
+            }
             Step::Resolve { key, owner, fingerprint, resolution } => {
                 let claim = self.claim(*key, *owner, *fingerprint, 0);
                 let expected = self.specified(*key, &Operation::Resolve(&claim, *resolution, RETENTION));
@@ -171,6 +198,26 @@ impl World {
             self.lifetime.insert(key, write.lifetime);
         }
         reply
+    }
+
+    async fn compare_parked(&mut self) {
+        let key = list_key(b"ic1:", &self.keys[0]);
+        let stored: Vec<(Vec<u8>, f64)> =
+            self.direct.run(redis::cmd("ZRANGE").arg(&key).arg(0).arg(-1).arg("WITHSCORES")).await;
+        let (due, waiting): (Vec<_>, Vec<_>) = stored.into_iter().partition(|(member, _)| member == b"u");
+        let ids: Vec<u128> =
+            waiting.iter().map(|(id, _)| u128::from_be_bytes(id[..].try_into().unwrap())).collect();
+        assert_eq!(ids, self.parked.ids);
+        assert!(waiting.iter().all(|(_, place)| *place >= 1.0), "{waiting:?}");
+        assert_eq!(due.len(), usize::from(self.parked.until > 0 && !ids.is_empty()));
+        let left: i64 = self.direct.run(redis::cmd("PTTL").arg(&key)).await;
+        if ids.is_empty() {
+            assert_eq!(left, -2, "an empty list is no record");
+            return;
+        }
+        let left = Duration::from_millis(u64::try_from(left).unwrap());
+        let expected = Duration::from_millis(self.parked.expires_at - NOW);
+        assert!(left <= expected && left + SLACK > expected, "{left:?} of {expected:?}");
     }
 
     async fn compare(&mut self, key: usize) {
@@ -217,6 +264,7 @@ fn redis_does_what_the_specification_says() {
                     keys: (0..KEYS).map(|_| unique("differential")).collect(),
                     states: vec![State::Absent; KEYS],
                     ahead: HashMap::new(),
+                    parked: Parked::default(),
                     lifetime: HashMap::new(),
                 };
                 for step in &steps {

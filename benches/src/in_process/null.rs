@@ -8,7 +8,8 @@ use std::{
 use consumer_core::{
     Outgoing, PublishError, Publisher,
     dedup::{
-        Claim, ClaimReply, ClaimRequest, DedupStore, RenewRequest, Renewal, Resolution, Resolved, StoreError,
+        Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal,
+        Resolution, Resolved, StoreError,
     },
 };
 
@@ -49,6 +50,13 @@ impl DedupStore for NullStore {
         requests: Vec<RenewRequest>,
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
         ready(Ok(vec![Renewal::Held; requests.len()]))
+    }
+
+    fn park(
+        &self,
+        _: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        ready(Ok(ParkReply::Free))
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {

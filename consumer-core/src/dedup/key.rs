@@ -70,7 +70,7 @@ impl IdempotencyKey {
     }
 
     /// The key of a message; an empty one is none.
-    pub(super) fn of(&self, message: &Message) -> Result<Option<Bytes>, Failure> {
+    pub(crate) fn of(&self, message: &Message) -> Result<Option<Bytes>, Failure> {
         let key = match &self.0 {
             Kind::Header(name) if &**name == wire::MESSAGE_ID => message.id().cloned(),
             Kind::Header(name) => message.headers().get(name).cloned(),

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     Failure, Message, closure,
+    layers::delayed_retry::Parking,
     pipeline::{DedupFacts, Explain, Facts},
     time::LONGEST,
 };
@@ -163,6 +164,17 @@ impl<D: DedupStore> DedupLayer<D> {
     pub fn no_fingerprint(mut self) -> Self {
         self.config.fingerprint = Fingerprint::None;
         self
+    }
+
+    /// The parking policy for [`DelayedRetryLayer::parking`](crate::DelayedRetryLayer::parking), with the store, the
+    /// consumer, the key and the retention of this layer as they are now: set those first.
+    pub fn parking(&self) -> Parking
+    where
+        D: DedupStore,
+    {
+        let config = &self.config;
+        let store = DynStore::new(self.store.clone());
+        Parking::new(store, config.consumer.clone(), config.key.clone(), config.retention)
     }
 
     /// Uses another gate than the process's own, and counts as another process with this nonce. For tests that play

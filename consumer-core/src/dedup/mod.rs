@@ -4,6 +4,7 @@ mod gate;
 mod key;
 mod layer;
 mod meter;
+pub mod parking;
 pub mod protocol;
 mod registry;
 mod renewal;
@@ -15,6 +16,7 @@ mod tests;
 pub use gate::Gate;
 pub use key::{IdempotencyKey, MissingKey};
 pub use layer::{DedupLayer, OnOutage};
+pub use parking::{ParkOperation, ParkReply, ParkRequest};
 pub(crate) use registry::{ClaimHandle, HeldClaim, Registry, SharedClaim};
 pub use service::Dedup;
 pub use store::{

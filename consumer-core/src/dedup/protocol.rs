@@ -155,7 +155,9 @@ fn claim(state: &State, request: &ClaimRequest, now: u64) -> (ClaimReply, Option
         State::DeadLettered(numbers) if conflict(numbers.fingerprint) => {
             take(request, numbers.replaced(request), now)
         }
-        State::DeadLettered(numbers) if request.redrive <= numbers.redrive => (ClaimReply::Superseded, None),
+        State::DeadLettered(numbers) if request.redrive <= numbers.redrive => {
+            (ClaimReply::DeadLettered, None)
+        }
         State::DeadLettered(numbers) => take(request, numbers.continued(request), now),
     }
 }

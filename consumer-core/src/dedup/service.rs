@@ -80,7 +80,8 @@ where
 enum Asked {
     /// Granted, as asked for at the instant.
     Granted(Asking, Claim, Instant),
-    Duplicate,
+    /// Nothing is to be done.
+    Known(Outcome),
     /// The store is away and the policy says to go on without it.
     Unprotected,
 }
@@ -100,7 +101,8 @@ enum Begun {
     /// Its claim is granted. With a place in the gate the handler may be called; else what is inside said this when it
     /// was asked whether it is ready.
     Claimed(HeldClaim, Option<Poll<Result<(), Failure>>>),
-    Duplicate,
+    /// Nothing is to be done.
+    Known(Outcome),
     /// No key or no store, and the policy says to go on without a claim.
     Unprotected,
 }
@@ -124,7 +126,7 @@ where
         let this = &*shared;
         let (held, not_begun) = match this.begin(&message, &mut inner).await? {
             Begun::Claimed(held, not_begun) => (held, not_begun),
-            Begun::Duplicate => return Ok(Outcome::Duplicate),
+            Begun::Known(outcome) => return Ok(outcome),
             Begun::Unprotected => return Box::pin(this.unprotected(inner, message)).await,
         };
         let turn = match not_begun {
@@ -192,9 +194,9 @@ impl<D: DedupStore> Shared<D> {
                     Ok(ClaimReply::Claimed(claim)) if !self.is_too_slow(took) => {
                         Asked::Granted(asking, claim, now)
                     }
-                    Ok(ClaimReply::Completed | ClaimReply::Superseded) => {
+                    Ok(ClaimReply::Completed) => {
                         asking.answered();
-                        Asked::Duplicate
+                        Asked::Known(Outcome::Duplicate)
                     }
                     reply => Box::pin(self.ask_again(asking, reply, now, took, message)).await?,
                 }
@@ -203,7 +205,7 @@ impl<D: DedupStore> Shared<D> {
         };
         let (asking, claim, sent) = match asked {
             Asked::Granted(asking, claim, sent) => (asking, claim, sent),
-            Asked::Duplicate => return Ok(Begun::Duplicate),
+            Asked::Known(outcome) => return Ok(Begun::Known(outcome)),
             Asked::Unprotected => return Ok(Begun::Unprotected),
         };
         if claim.suspect {
@@ -343,9 +345,13 @@ impl<D: DedupStore> Shared<D> {
                     Duration::from_millis(1)
                 }
                 Ok(ClaimReply::Claimed(claim)) => return Ok(Asked::Granted(asking, claim, sent)),
-                Ok(ClaimReply::Completed | ClaimReply::Superseded) => {
+                Ok(ClaimReply::Completed | ClaimReply::DeadLettered) => {
                     asking.answered();
-                    return Ok(Asked::Duplicate);
+                    return Ok(Asked::Known(Outcome::Duplicate));
+                }
+                Ok(ClaimReply::Superseded) => {
+                    asking.answered();
+                    return Ok(Asked::Known(Outcome::Superseded));
                 }
                 Ok(ClaimReply::Conflict) => {
                     asking.answered();
@@ -470,7 +476,7 @@ fn resolution_of(outcome: Outcome, held: &HeldClaim) -> Resolution {
     match outcome {
         Outcome::DeadLettered => Resolution::DeadLettered,
         Outcome::Deferred => Resolution::Deferred { attempt: held.attempts().saturating_add(1) },
-        Outcome::Processed | Outcome::Duplicate => Resolution::Completed,
+        Outcome::Processed | Outcome::Duplicate | Outcome::Superseded => Resolution::Completed,
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use super::parking::{ParkReply, ParkRequest};
 use crate::BoxError;
 
 /// An idempotency key within the scope of one logical consumer, with the hash that compact stores keep.
@@ -137,8 +138,10 @@ pub enum ClaimReply {
     },
     /// The key stands for another payload.
     Conflict,
-    /// A later attempt exists, or the message is dead-lettered and this is no redrive of it.
+    /// A delayed copy with a later attempt exists.
     Superseded,
+    /// The message is dead-lettered and this is no redrive of it.
+    DeadLettered,
 }
 
 /// What becomes of a claim.
@@ -253,6 +256,15 @@ pub trait DedupStore: Clone + Send + Sync + 'static {
         requests: Vec<RenewRequest>,
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<Self>;
 
+    /// Asks who waits of a message key, or changes that. The transitions are those of [`parking`](super::parking).
+    ///
+    /// # Errors
+    /// When the store gave no answer within its deadline. It may have been done all the same; asking again is safe.
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<Self>;
+
     /// Ready when everything enqueued before has been answered.
     ///
     /// # Errors
@@ -315,6 +327,7 @@ trait ErasedStore: Send + Sync {
     fn claim(&self, request: ClaimRequest) -> Answer<ClaimReply>;
     fn resolve(&self, claim: Claim, resolution: Resolution, lifetime: Duration) -> Answer<Resolved>;
     fn renew(&self, requests: Vec<RenewRequest>) -> Answer<Vec<Renewal>>;
+    fn park(&self, request: ParkRequest) -> Answer<ParkReply>;
     fn flush(&self) -> Answer<()>;
     fn survives_restart(&self) -> bool;
     fn poll_available(&self, cx: &mut Context<'_>) -> Poll<()>;
@@ -331,6 +344,10 @@ impl<S: DedupStore> ErasedStore for S {
 
     fn renew(&self, requests: Vec<RenewRequest>) -> Answer<Vec<Renewal>> {
         Box::pin(DedupStore::renew(self, requests))
+    }
+
+    fn park(&self, request: ParkRequest) -> Answer<ParkReply> {
+        Box::pin(DedupStore::park(self, request))
     }
 
     fn flush(&self) -> Answer<()> {
@@ -385,6 +402,13 @@ impl DedupStore for DynStore {
         requests: Vec<RenewRequest>,
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
         self.0.renew(requests)
+    }
+
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        self.0.park(request)
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {

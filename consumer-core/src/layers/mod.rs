@@ -8,6 +8,7 @@
 //!   inside them for readiness. They clone it, make it ready and call it within their own future; otherwise a message
 //!   that waits for its backoff would hold the permits taken inside it. So what is inside them must be `Clone`.
 
+pub(crate) mod after;
 pub mod catch_panic;
 pub mod dead_letter;
 pub mod delayed_retry;
@@ -37,7 +38,7 @@ use crate::{Failure, Outcome};
 pub(crate) fn outcome_name(result: &Result<Outcome, Failure>) -> &'static str {
     match result {
         Ok(Outcome::Processed) => "processed",
-        Ok(Outcome::Duplicate) => "duplicate",
+        Ok(Outcome::Duplicate | Outcome::Superseded) => "duplicate",
         Ok(Outcome::DeadLettered) => "dead_lettered",
         Ok(Outcome::Deferred) => "deferred",
         Err(failure) if failure.is_cancelled() => "returned",

@@ -10,10 +10,10 @@ use std::{
 };
 
 /// It is away while at least one publish to it is failing.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Target(Arc<Failing>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Failing {
     /// Falls only with `waiting` locked, so that none who waits is forgotten.
     publishes: AtomicUsize,

@@ -18,8 +18,9 @@ use tokio::sync::oneshot;
 
 use super::clock::Clock;
 use crate::dedup::{
-    Claim, ClaimReply, ClaimRequest, DedupStore, RenewRequest, Renewal, Resolution, Resolved, StoreError,
-    StoreKey,
+    Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal, Resolution,
+    Resolved, StoreError, StoreKey,
+    parking::Parked,
     protocol::{self, Operation, Reply, State},
 };
 
@@ -58,6 +59,8 @@ pub struct StoreStats {
     pub resolves: u64,
     /// Claims that were asked to be prolonged.
     pub renewals: u64,
+    /// What was asked of the lists of parked messages.
+    pub parks: u64,
 }
 
 struct Inner {
@@ -80,6 +83,8 @@ struct Records {
     open: Swept<u128, Record>,
     /// Completed keys: many, so each is kept small.
     completed: Swept<Key, Completed>,
+    /// Message keys of which messages wait, by hashes of their own.
+    parked: Swept<u128, Parked>,
     stats: StoreStats,
 }
 
@@ -148,6 +153,14 @@ impl MemoryStore {
         records.state(key.hash(), now)
     }
 
+    /// Which messages of a message key wait now: the hashes of their idempotency keys, in their order.
+    pub fn parked(&self, key: &StoreKey) -> Vec<u128> {
+        let now = self.inner.clock.millis();
+        let records = self.inner.records(key.hash());
+        let parked = records.parked.by_key.get(&key.hash()).filter(|parked| parked.is_alive(now));
+        parked.map(|parked| parked.ids.clone()).unwrap_or_default()
+    }
+
     /// How many operations were applied; those refused during an outage are not.
     pub fn stats(&self) -> StoreStats {
         let mut sum = StoreStats::default();
@@ -156,11 +169,12 @@ impl MemoryStore {
             sum.claims += stats.claims;
             sum.resolves += stats.resolves;
             sum.renewals += stats.renewals;
+            sum.parks += stats.parks;
         }
         sum
     }
 
-    /// The number of keys it holds, expired ones that are not swept yet included.
+    /// The number of idempotency keys it holds, expired ones that are not swept yet included.
     pub fn len(&self) -> usize {
         let len = |shard: &Shard| {
             let records = lock(&shard.0);
@@ -301,6 +315,16 @@ impl DedupStore for MemoryStore {
         ready(requests.iter().map(|request| self.inner.renew(request)).collect())
     }
 
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        if self.inner.faulty.load(Ordering::Acquire) && self.inner.faults().down {
+            return ready(Err(down()));
+        }
+        ready(Ok(self.inner.park(&request)))
+    }
+
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
         if self.inner.faulty.load(Ordering::Acquire) {
             let mut faults = self.inner.faults();
@@ -393,6 +417,19 @@ impl Inner {
             other => Err(mismatch(&other)),
         }
     }
+
+    fn park(&self, request: &ParkRequest) -> ParkReply {
+        let now = self.clock.millis();
+        let key = request.key.hash();
+        let mut records = self.records(key);
+        records.stats.parks += 1;
+        let mut parked = records.parked.by_key.remove(&key).unwrap_or_default();
+        let reply = parked.apply(request, now);
+        if !parked.ids.is_empty() {
+            records.parked.insert(key, parked, now);
+        }
+        reply
+    }
 }
 
 fn mismatch(reply: &Reply) -> StoreError {
@@ -426,6 +463,12 @@ impl Records {
 }
 
 impl Expires for Record {
+    fn is_alive(&self, now: u64) -> bool {
+        self.expires_at > now
+    }
+}
+
+impl Expires for Parked {
     fn is_alive(&self, now: u64) -> bool {
         self.expires_at > now
     }

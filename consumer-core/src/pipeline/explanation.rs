@@ -90,8 +90,15 @@ fn guarantees(facts: &Facts) -> Vec<String> {
     }
     if let Some(delayed) = &facts.delayed_retry {
         let delays: Vec<String> = delayed.delays.iter().map(|delay| words(*delay)).collect();
+        let order = match delayed.parking {
+            None => "later messages of its key pass it.".to_owned(),
+            Some(limit) => format!(
+                "with `ordering(Key)` later messages of its key are parked behind it, in order, and other keys go on. \
+                 When {limit} of a key wait, further ones are set aside."
+            ),
+        };
         said.push(format!(
-            "What still fails comes again by the broker after {}; later messages of its key pass it.",
+            "What still fails comes again by the broker after {}; {order}",
             delays.join(", then ")
         ));
     }
@@ -172,6 +179,15 @@ fn limits(facts: &Facts) -> Vec<String> {
         "Order: messages run in any order, unless the consumer is given `ordering(Key)` or `ordering(Partition)`."
             .to_owned(),
     );
+    if let Some(delayed) = &facts.delayed_retry {
+        let refused = match delayed.parking {
+            None => "any order",
+            Some(_) => "`ordering(Partition)`",
+        };
+        said.push(format!(
+            "A run with {refused} is refused, for what waits for its delayed retry is passed."
+        ));
+    }
     if let Some(dedup) = &facts.dedup {
         if !dedup.survives_restart {
             said.push(

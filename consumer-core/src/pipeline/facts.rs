@@ -52,6 +52,8 @@ pub struct Facts {
 pub struct DelayedRetryFacts {
     /// How long each round waits.
     pub delays: Vec<Duration>,
+    /// How many messages of a key may be parked, where there is parking.
+    pub parking: Option<u32>,
 }
 
 /// What a dead-letter layer says of itself.

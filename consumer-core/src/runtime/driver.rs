@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    Config, Ordering, Report, RunError, Stack,
+    Config, Report, RunError, Stack,
     finished::{Ending, Finished, Inbox, Place},
     health::Health,
     idle::Idle,
@@ -90,10 +90,7 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
         config: Config,
         shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
     ) -> Self {
-        let run = Run::new();
-        if !matches!(config.ordering, Ordering::None) {
-            run.set_ordered();
-        }
+        let run = Run::ordered(config.ordering);
         Self {
             source,
             stack,
@@ -386,6 +383,9 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
         }
         if self.shutdown.as_mut().poll(cx).is_ready() {
             return self.begin_stop(None);
+        }
+        if let Poll::Ready(why) = self.run.poll_refused(cx) {
+            return self.begin_stop(Some(SourceError::new(why)));
         }
         if self.connected && self.idle.poll(cx).is_ready() {
             if self.held == 0 && !self.paused {

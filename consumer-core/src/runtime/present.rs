@@ -59,6 +59,9 @@ pub(super) async fn present<S: Stack>(mut stack: S, place: Place, again: Again, 
                 failures,
                 "message is discarded: its failure left the stack too often"
             );
+            if let Some(seat) = failure.seat() {
+                seat.leave_unheard();
+            }
             return place.finish(Ending::Discarded);
         }
         let pause = again.wait(presentations);

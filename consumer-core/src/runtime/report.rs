@@ -34,7 +34,7 @@ impl Report {
     pub(super) fn count(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Processed => self.processed += 1,
-            Outcome::Duplicate => self.duplicates += 1,
+            Outcome::Duplicate | Outcome::Superseded => self.duplicates += 1,
             Outcome::DeadLettered => self.dead_lettered += 1,
             Outcome::Deferred => self.deferred += 1,
         }

@@ -74,8 +74,13 @@ impl Ledger {
             ClaimReply::Superseded => {
                 check(!differs, || "another payload was superseded: a conflict was acked".into())?;
                 let later = facts.deferred_to.is_some_and(|attempt| request.attempt < attempt);
-                check(later || facts.dead_lettered, || "superseded by nothing: the message is lost".into())?;
+                check(later, || "superseded by nothing: the message is lost".into())?;
                 check(!newly_redriven, || "a redrive was superseded: it is lost".into())
+            }
+            ClaimReply::DeadLettered => {
+                check(!differs, || "a corrected payload was answered as dead-lettered: it is lost".into())?;
+                check(facts.dead_lettered, || "dead-lettered by nobody: the message is lost".into())?;
+                check(!newly_redriven, || "a redrive was answered as dead-lettered: it is lost".into())
             }
             ClaimReply::Busy { remaining } => {
                 let holder = other.filter(|holder| holder.lease_until > now);

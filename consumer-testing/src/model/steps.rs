@@ -1,6 +1,8 @@
 //! What may happen, at random.
 
-use consumer_core::dedup::{Mode, Resolution};
+use std::time::Duration;
+
+use consumer_core::dedup::{Mode, ParkOperation, Resolution};
 use proptest::{option, prelude::*};
 
 pub(super) const PROCESSES: usize = 3;
@@ -52,6 +54,15 @@ pub enum Step {
         /// Whether the reply is lost.
         lost: bool,
     },
+    /// Something is asked of the list of those that wait of a message key.
+    Park {
+        /// For which message.
+        id: u128,
+        /// What.
+        operation: Parking,
+        /// Whether the reply is lost, and it is asked once more.
+        lost: bool,
+    },
     /// A process dies and another takes its place.
     Crash {
         /// Which process.
@@ -62,6 +73,39 @@ pub enum Step {
         /// How many.
         ticks: u32,
     },
+}
+
+/// What is asked of a list of parked messages.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Parking {
+    /// Is it this message's turn? Three may wait.
+    Enter,
+    /// It waits for its retry.
+    Defer {
+        /// For so many tenths of a lease.
+        ticks: u32,
+    },
+    /// It is done with.
+    Leave,
+}
+
+impl Parking {
+    pub(super) fn over(self, tick: Duration) -> ParkOperation {
+        match self {
+            Parking::Enter => ParkOperation::Enter { limit: 3 },
+            Parking::Defer { ticks } => ParkOperation::Defer { wait: tick * ticks },
+            Parking::Leave => ParkOperation::Leave,
+        }
+    }
+}
+
+fn parking() -> impl Strategy<Value = Parking> {
+    prop_oneof![
+        4 => Just(Parking::Enter),
+        2 => (0..8_u32).prop_map(|ticks| Parking::Defer { ticks }),
+        2 => Just(Parking::Leave),
+    ]
 }
 
 fn resolution() -> impl Strategy<Value = Resolution> {
@@ -98,6 +142,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(which, resolution, lost, keep)| Step::Resolve { which, resolution, lost, keep }),
         3 => (0..8_usize, 0..3_u32, mode(), lost())
             .prop_map(|(which, failed, mode, lost)| Step::Renew { which, failed, mode, lost }),
+        4 => (1..6_u128, parking(), lost()).prop_map(|(id, operation, lost)| Step::Park { id, operation, lost }),
         1 => (0..PROCESSES).prop_map(|process| Step::Crash { process }),
         5 => ticks.prop_map(|ticks| Step::Pass { ticks }),
     ]

@@ -12,7 +12,8 @@ use std::{
 
 use consumer_core::{
     dedup::{
-        Claim, ClaimReply, ClaimRequest, DedupStore, RenewRequest, Renewal, Resolution, Resolved, StoreError,
+        Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal,
+        Resolution, Resolved, StoreError,
     },
     memory::MemoryStore,
 };
@@ -96,6 +97,14 @@ impl DedupStore for Severed {
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
         let store = self.store.clone();
         through(self.is_cut_off(), move || store.renew(requests))
+    }
+
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        let store = self.store.clone();
+        through(self.is_cut_off(), move || store.park(request))
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {

@@ -7,13 +7,13 @@
 --          7 epoch of a record that is new
 --
 -- Returns the record (a string) if the key is claimed now; else a number: what is left of another owner's lease in ms,
--- or -1 completed, -2 conflict, -3 superseded. What is left of a lease is what the record has left to live, less the
--- grace it was written with.
+-- or -1 completed, -2 conflict, -3 superseded by a delayed copy, -4 dead-lettered. What is left of a lease is what the
+-- record has left to live, less the grace it was written with.
 
 local owner, fingerprint = ARGV[1], ARGV[2]
 local lease, grace = tonumber(ARGV[3]), tonumber(ARGV[4])
 local attempt, redrive = tonumber(ARGV[5]), tonumber(ARGV[6])
-local COMPLETE, CONFLICT, SUPERSEDED = -1, -2, -3
+local COMPLETE, CONFLICT, SUPERSEDED, SET_ASIDE = -1, -2, -3, -4
 
 local function hold(record)
     record.tag, record.owner, record.grace = CLAIMED, owner, grace
@@ -98,6 +98,6 @@ if conflict then
     return take(fresh(record.epoch + 1))
 end
 if record.tag == DEAD_LETTERED and redrive <= record.redrive then
-    return SUPERSEDED
+    return SET_ASIDE
 end
 return take(continued(record))

@@ -110,6 +110,13 @@ impl DedupStore for Spy {
         late(self.delay(), self.alive(|| self.memory.renew(requests)))
     }
 
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        late(self.delay(), self.alive(|| self.memory.park(request)))
+    }
+
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
         self.counts.flushes.fetch_add(1, SeqCst);
         late(self.delay(), self.memory.flush())

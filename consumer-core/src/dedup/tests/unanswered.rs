@@ -49,6 +49,13 @@ impl DedupStore for Partial {
         }
     }
 
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        self.memory.park(request)
+    }
+
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
         self.memory.flush()
     }

@@ -2,14 +2,11 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::{DeadLetterLayer, Reason, provenance};
@@ -19,7 +16,10 @@ use crate::{
     BoxError, Failure, Message, Outcome, Outgoing, PublishError, Publisher,
     dedup::{HeldClaim, Resolution},
     failure::chain,
-    layers::target::Target,
+    layers::{
+        after::{After, Dealing, DealsWith},
+        target::Target,
+    },
     message::wire,
     scope::answered,
 };
@@ -30,7 +30,9 @@ pub struct DeadLetter<S, P> {
     shared: Arc<Shared<P>>,
 }
 
-pub(super) struct Shared<P> {
+/// What its calls share.
+#[derive(Debug)]
+pub struct Shared<P> {
     pub(super) config: DeadLetterLayer<P>,
     pub(super) target: Target,
 }
@@ -50,7 +52,7 @@ where
 {
     type Response = Outcome;
     type Error = Failure;
-    type Future = ResponseFuture<S::Future, P>;
+    type Future = After<S::Future, Shared<P>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         ready!(self.shared.target.poll_up(cx));
@@ -58,60 +60,16 @@ where
     }
 
     fn call(&mut self, message: Message) -> Self::Future {
-        let state = State::Handling { inner: self.inner.call(message.clone()) };
-        ResponseFuture { state, shared: Some((self.shared.clone(), message)) }
+        After::call(self.inner.call(message.clone()), self.shared.clone(), message)
     }
 }
 
-pin_project! {
-    /// The future of [`DeadLetter`]. Without a failure it costs no allocation.
-    #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F, P> {
-        #[pin]
-        state: State<F>,
-        shared: Option<(Arc<Shared<P>>, Message)>,
-    }
-}
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<F> {
-        Handling { #[pin] inner: F },
-        Publishing { publishing: Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + Send>> },
-    }
-}
-
-impl<F, R, E, P> Future for ResponseFuture<F, P>
-where
-    F: Future<Output = Result<R, E>>,
-    R: Into<Outcome>,
-    E: Into<BoxError>,
-    P: Publisher,
-{
-    type Output = Result<Outcome, Failure>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            match this.state.as_mut().project() {
-                StateProjection::Handling { inner } => match ready!(inner.poll(cx)) {
-                    Ok(response) => return Poll::Ready(Ok(response.into())),
-                    Err(error) => {
-                        let failure = Failure::from_error(error);
-                        let Some((shared, message)) = this.shared.take() else {
-                            return Poll::Ready(Err(failure));
-                        };
-                        let failure = failure.or_handed_back(message.is_cancelled());
-                        if failure.is_cancelled() {
-                            return Poll::Ready(Err(failure));
-                        }
-                        let publishing = Box::pin(shared.set_aside(message, failure));
-                        this.state.set(State::Publishing { publishing });
-                    }
-                },
-                StateProjection::Publishing { publishing } => return publishing.as_mut().poll(cx),
-            }
+impl<P: Publisher> DealsWith for Shared<P> {
+    fn deal_with(self: Arc<Self>, message: Message, failure: Failure) -> Result<Dealing, Failure> {
+        if failure.is_cancelled() {
+            return Err(failure);
         }
+        Ok(Box::pin(self.set_aside(message, failure)))
     }
 }
 
@@ -133,6 +91,10 @@ impl<P: Publisher> Shared<P> {
             let _ =
                 answered(message.scope(), claim.resolve_failure(Resolution::DeadLettered, Duration::ZERO))
                     .await;
+        }
+        // Only now: a message that came again before would find its key free, and those behind it gone on.
+        if let Some(seat) = failure.seat() {
+            seat.leave(&message).await?;
         }
         Ok(Outcome::DeadLettered)
     }
@@ -224,11 +186,5 @@ impl<S: Clone, P> Clone for DeadLetter<S, P> {
 impl<S: fmt::Debug, P> fmt::Debug for DeadLetter<S, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeadLetter").field("inner", &self.inner).finish_non_exhaustive()
-    }
-}
-
-impl<F, P> fmt::Debug for ResponseFuture<F, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("dead_letter::ResponseFuture")
     }
 }

@@ -13,11 +13,73 @@
 //! Each further round is one call more, where the retry layer inside counts to a limit: that limit bounds the attempts
 //! over all processes, and what comes at it gets exactly one.
 //!
-//! **Later messages of the same key pass** the one that waits. A run with an order does not allow that: there the failure
-//! goes straight on to the dead-letter layer, with an error in the log.
+//! **Later messages of the same key pass** the one that waits, unless the run has an order. A run with
+//! [`ordering(Partition)`](crate::runtime::Ordering::Partition) is refused: with the first message it ends with an error and
+//! hands everything back. So is one with [`ordering(Key)`](crate::runtime::Ordering::Key) that names no parking.
+//!
+//! # Parking
+//!
+//! With [`parking`](DelayedRetryLayer::parking) and `ordering(Key)`, later messages of the key are parked behind the one that
+//! waits, and have their turn in order; other keys go on. The dedup store has the list of those that wait, one for each
+//! message key, since after a rebalance another process owns the key. Every message of a key looks there before it is
+//! handled, at the cost of one operation of the store.
+//!
+//! - **It is the list that keeps the order**, not the broker. Parked messages wait at the broker, each for the longest delay
+//!   that ends before the retry, and one that comes back before its turn waits again. That counts as no attempt.
+//! - **Written before published, and published before acked.** A crash in between leaves a message that comes again and finds
+//!   its place. A message leaves the list when its success or its dead letter is recorded, and no sooner.
+//! - **There is a bound**, 1,000 for each key by default ([`Parking::limit`]). What comes beyond it fails for good: it is
+//!   dead-lettered with an error that says so. Redriven later, it comes after the others.
+//! - **Where a delay is, there is a tail.** After the retry each parked message comes back at its own time, so under steady
+//!   traffic a key stays behind by as much, until there is a pause as long as the shortest delay.
+//! - **The store forgets** a list whose first message has not come back for the retention; then the order of that key is
+//!   lost, and no message. The same happens when the store loses state.
+//!
+//! It needs the dedup layer inside and the dead-letter layer outside. Messages without a message key have no order, and those
+//! without an idempotency key cannot be parked: they pass, and their failures are not delayed.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use consumer_core::{
+//!     Consumer, DeadLetterLayer, DedupLayer, DelayedRetryLayer, Failure, Message, Outgoing, Publisher, handler::handler,
+//!     memory::{MemoryBroker, MemoryStore}, runtime::Ordering,
+//! };
+//! use tower::ServiceBuilder;
+//!
+//! async fn confirm(message: Message) -> Result<(), Failure> {
+//!     match (&message.payload()[..], message.attempt()) {
+//!         (b"placed", 1) => Err(Failure::transient("the provider is down")),
+//!         _ => Ok(println!("{:?}", message.payload())), // placed, then cancelled
+//!     }
+//! }
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+//! let broker = MemoryBroker::new();
+//! broker.create_topic("orders", 1);
+//! for (id, what) in [("1", "placed"), ("2", "cancelled")] {
+//!     let message = Message::builder().key("o-17").id(id).payload(what).build();
+//!     broker.publisher().publish(Outgoing::new("orders", message)).await?;
+//! }
+//!
+//! let dedup = DedupLayer::new(MemoryStore::new(), "mails");
+//! let stack = ServiceBuilder::new()
+//!     .layer(DeadLetterLayer::new(broker.publisher(), "orders.dead"))
+//!     .layer(DelayedRetryLayer::new(broker.publisher()).delays([Duration::from_secs(30)]).parking(dedup.parking()))
+//!     .layer(dedup)
+//!     .service(handler(confirm));
+//! let consumer = Consumer::new(broker.source("mails", ["orders"]), stack).ordering(Ordering::Key);
+//! let report = consumer.stop_when_idle(Duration::from_secs(60)).run().await?;
+//! assert_eq!((report.deferred, report.processed), (2, 2));
+//! # Ok::<_, Box<dyn std::error::Error + Send + Sync>>(()) }).unwrap();
+//! ```
+//!
+//! # Publishers
 //!
 //! The publisher has to be able to delay ([`Outgoing::delay`]): the one in memory and the one for RabbitMQ can, and on Kafka
 //! that of a source which was built with the same delays. One that cannot refuses, and the failure goes on.
+//!
+//! # Example
 //!
 //! ```
 //! use std::time::Duration;
@@ -48,10 +110,12 @@
 //! # Ok::<_, Box<dyn std::error::Error + Send + Sync>>(()) }).unwrap();
 //! ```
 
+mod parking;
 mod policy;
 mod service;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -63,6 +127,8 @@ use crate::{
     pipeline::{DelayedRetryFacts, Explain, Facts},
     time::{WallClock, system},
 };
+pub use parking::Parking;
+pub(crate) use parking::Seat;
 pub use service::DelayedRetry;
 use service::Shared;
 
@@ -76,6 +142,7 @@ use crate::{Failure, Outgoing};
 /// |---|---|---|
 /// | [`delays`](Self::delays) | 30 s, 5 min, 1 h | a restart, a deployment, an outage |
 /// | [`backoff`](Self::backoff) | 100 ms to 10 s | between two tries to publish the copy |
+/// | [`parking`](Self::parking) | none | only `ordering(Key)` needs it |
 #[derive(Clone)]
 #[must_use]
 pub struct DelayedRetryLayer<P> {
@@ -83,6 +150,7 @@ pub struct DelayedRetryLayer<P> {
     delays: Arc<[Duration]>,
     first_wait: Duration,
     longest_wait: Duration,
+    parking: Option<Parking>,
     clock: Arc<dyn WallClock>,
 }
 
@@ -94,6 +162,7 @@ impl<P: Publisher> DelayedRetryLayer<P> {
             delays: [30, 300, 3600].map(Duration::from_secs).into(),
             first_wait: Duration::from_millis(100),
             longest_wait: Duration::from_secs(10),
+            parking: None,
             clock: system(),
         }
     }
@@ -110,6 +179,14 @@ impl<P: Publisher> DelayedRetryLayer<P> {
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.first_wait = first;
         self.longest_wait = longest;
+        self
+    }
+
+    /// Parks later messages of a key whose message waits, in runs with `ordering(Key)`: [`DedupLayer::parking`] makes it.
+    ///
+    /// [`DedupLayer::parking`]: crate::DedupLayer::parking
+    pub fn parking(mut self, parking: Parking) -> Self {
+        self.parking = Some(parking);
         self
     }
 
@@ -131,13 +208,17 @@ impl<S, P: Publisher> Layer<S> for DelayedRetryLayer<P> {
 impl<P> Explain for DelayedRetryLayer<P> {
     fn explain(&self, facts: &mut Facts) {
         if !self.delays.is_empty() {
-            facts.delayed_retry = Some(DelayedRetryFacts { delays: self.delays.to_vec() });
+            let parking = self.parking.as_ref().map(Parking::max_parked);
+            facts.delayed_retry = Some(DelayedRetryFacts { delays: self.delays.to_vec(), parking });
         }
     }
 }
 
 impl<P> fmt::Debug for DelayedRetryLayer<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DelayedRetryLayer").field("delays", &self.delays).finish_non_exhaustive()
+        f.debug_struct("DelayedRetryLayer")
+            .field("delays", &self.delays)
+            .field("parking", &self.parking)
+            .finish_non_exhaustive()
     }
 }

@@ -25,6 +25,12 @@ pub(super) fn next(delays: &[Duration], done: u32, asked: Option<Duration>) -> O
     }
 }
 
+/// For how long a message is parked whose key waits for about `remaining`: not much longer, and not needlessly often. The
+/// shortest delay where nobody knows. `None` without delays.
+pub(super) fn parked(delays: &[Duration], remaining: Duration) -> Option<Duration> {
+    delays.iter().rfind(|delay| **delay <= remaining).or(delays.first()).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +49,13 @@ mod tests {
         assert_eq!(all, [Some(30), Some(300), Some(3600), None, None]);
         assert_eq!(next(&[], 0, None), None);
         assert_eq!(seconds(u32::MAX, None), None);
+    }
+
+    #[test]
+    fn a_parked_message_comes_back_about_when_its_key_goes_on() {
+        let seconds = |remaining| parked(&DELAYS, Duration::from_secs(remaining)).unwrap().as_secs();
+        assert_eq!([0, 29, 30, 299, 300, 3601].map(seconds), [30, 30, 30, 30, 300, 3600]);
+        assert_eq!(parked(&[], Duration::from_secs(30)), None);
     }
 
     #[test]

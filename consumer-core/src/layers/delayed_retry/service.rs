@@ -1,24 +1,31 @@
 //! The delayed-retry layer at work on one message.
 
 use std::{
-    fmt,
-    future::Future,
-    pin::Pin,
+    fmt, mem,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
 use tower::Service;
 
 use super::{
     DelayedRetryLayer,
+    parking::Seat,
     policy::{Next, next},
+    turn::{ordering_of, refuse},
 };
 use crate::{
     BoxError, Failure, FailureKind, Headers, Message, Origin, Outcome, Outgoing, Publisher,
-    dedup::Resolution, failure::chain, layers::target::Target, message::wire, scope::answered,
+    dedup::Resolution,
+    failure::chain,
+    layers::{
+        after::{After, Dealing, DealsWith},
+        target::Target,
+    },
+    message::wire,
+    runtime::Ordering,
+    scope::answered,
 };
 
 /// The service that [`DelayedRetryLayer`] makes. It is ready when its inner service is, unless the broker is away.
@@ -27,7 +34,9 @@ pub struct DelayedRetry<S, P> {
     shared: Arc<Shared<P>>,
 }
 
-pub(super) struct Shared<P> {
+/// What its calls share.
+#[derive(Debug)]
+pub struct Shared<P> {
     pub(super) config: DelayedRetryLayer<P>,
     pub(super) target: Target,
 }
@@ -40,14 +49,15 @@ impl<S, P> DelayedRetry<S, P> {
 
 impl<S, P> Service<Message> for DelayedRetry<S, P>
 where
-    S: Service<Message>,
+    S: Service<Message> + Clone + Send + 'static,
     S::Response: Into<Outcome>,
     S::Error: Into<BoxError>,
+    S::Future: Send,
     P: Publisher,
 {
     type Response = Outcome;
     type Error = Failure;
-    type Future = ResponseFuture<S::Future, P>;
+    type Future = After<S::Future, Shared<P>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         ready!(self.shared.target.poll_up(cx));
@@ -55,80 +65,45 @@ where
     }
 
     fn call(&mut self, message: Message) -> Self::Future {
+        if let Some(why) = self.shared.refusal(&message) {
+            return After::whole(Box::pin(refuse(message, why)));
+        }
         // A dedup layer inside knows better; without one the count would start anew.
         let message = match count_in(&message, wire::RETRY_ATTEMPT) {
             0 => message,
             attempt => message.with_attempt(attempt),
         };
-        let state = State::Handling { inner: self.inner.call(message.clone()) };
-        ResponseFuture { state, shared: Some((self.shared.clone(), message)) }
+        let Some((parking, seat)) = self.shared.seat(&message) else {
+            return After::call(self.inner.call(message.clone()), self.shared.clone(), message);
+        };
+        let next = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, next);
+        After::whole(Box::pin(self.shared.clone().in_turn(ready, message, parking, seat)))
     }
 }
 
-pin_project! {
-    /// The future of [`DelayedRetry`]. Without a failure it costs no allocation.
-    #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F, P> {
-        #[pin]
-        state: State<F>,
-        shared: Option<(Arc<Shared<P>>, Message)>,
-    }
-}
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<F> {
-        Handling { #[pin] inner: F },
-        Deferring { deferring: Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + Send>> },
-    }
-}
-
-impl<F, R, E, P> Future for ResponseFuture<F, P>
-where
-    F: Future<Output = Result<R, E>>,
-    R: Into<Outcome>,
-    E: Into<BoxError>,
-    P: Publisher,
-{
-    type Output = Result<Outcome, Failure>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            match this.state.as_mut().project() {
-                StateProjection::Handling { inner } => match ready!(inner.poll(cx)) {
-                    Ok(response) => return Poll::Ready(Ok(response.into())),
-                    Err(error) => {
-                        let failure = Failure::from_error(error);
-                        let Some((shared, message)) = this.shared.take() else {
-                            return Poll::Ready(Err(failure));
-                        };
-                        let failure = failure.or_handed_back(message.is_cancelled());
-                        let Some(next) = shared.next(&message, &failure) else {
-                            return Poll::Ready(Err(failure));
-                        };
-                        let deferring = Box::pin(shared.defer(message, failure, next));
-                        this.state.set(State::Deferring { deferring });
-                    }
-                },
-                StateProjection::Deferring { deferring } => return deferring.as_mut().poll(cx),
+impl<P: Publisher> DealsWith for Shared<P> {
+    fn deal_with(self: Arc<Self>, message: Message, failure: Failure) -> Result<Dealing, Failure> {
+        match self.next(&message, &failure) {
+            None => Err(failure),
+            Some(_) if ordering_of(&message) == Ordering::Key && message.key().is_some() => {
+                let origin = message.origin();
+                tracing::error!(%origin, "no delayed retry without an idempotency key: later messages would pass this one");
+                Err(failure)
             }
+            Some(next) => Ok(Box::pin(self.defer(message, failure, next, None))),
         }
     }
 }
 
 impl<P: Publisher> Shared<P> {
     /// None where waiting cannot help, or has helped as often as it may.
-    fn next(&self, message: &Message, failure: &Failure) -> Option<Next> {
+    pub(super) fn next(&self, message: &Message, failure: &Failure) -> Option<Next> {
         if !matches!(failure.kind(), FailureKind::Transient | FailureKind::Exhausted) {
             return None;
         }
         let next = next(&self.config.delays, count_in(message, wire::RETRY_ROUND), failure.retry_after())?;
         let origin = message.origin();
-        if message.scope().is_some_and(|scope| scope.run().is_ordered()) {
-            tracing::error!(%origin, "no delayed retry in a run with an order: later messages would pass this one");
-            return None;
-        }
         target_of(origin)?;
         if next.is_capped {
             let asked = failure.retry_after();
@@ -139,14 +114,21 @@ impl<P: Publisher> Shared<P> {
 
     /// Publishes the copy, then records it. The claim stays with this future until then: dropped before the confirm, it is
     /// released as failed; dropped after it, the record is on its way.
-    async fn defer(
+    pub(super) async fn defer(
         self: Arc<Self>,
         message: Message,
         mut failure: Failure,
         next: Next,
+        seat: Option<Seat>,
     ) -> Result<Outcome, Failure> {
         let attempt = failure.attempts().unwrap_or(message.attempt()).saturating_add(1);
-        let Some(outgoing) = self.copy(&message, &failure, attempt, next) else { return Err(failure) };
+        let headers = self.retry_headers(&message, &failure, attempt, next);
+        let Some(outgoing) = self.copy(&message, headers, next.delay) else { return Err(failure) };
+        // Before the copy: while one exists, later messages of the key must not pass it.
+        if let Some(seat) = seat {
+            seat.defer(&message, next.delay).await?;
+            failure.set_seat(seat);
+        }
         let claim = failure.take_claim();
         match self.publish(&outgoing, &message).await {
             Ok(()) => {}
@@ -170,29 +152,32 @@ impl<P: Publisher> Shared<P> {
         Ok(Outcome::Deferred)
     }
 
-    fn copy(&self, message: &Message, failure: &Failure, attempt: u32, next: Next) -> Option<Outgoing> {
-        let now = self.config.clock.now();
-        let not_before = now + next.delay;
+    fn retry_headers(&self, message: &Message, failure: &Failure, attempt: u32, next: Next) -> Headers {
         let mut headers = Headers::with_capacity(10);
         headers.append(wire::RETRY_ATTEMPT, attempt.to_string());
         headers.append(wire::RETRY_ROUND, next.round.to_string());
-        headers.append(wire::RETRY_NOT_BEFORE, wire::format_time(not_before));
-        let known = message.headers();
-        if !known.contains(wire::RETRY_FIRST_FAILED_AT) {
-            let first = failure.first_failed_at().unwrap_or(now);
+        if !message.headers().contains(wire::RETRY_FIRST_FAILED_AT) {
+            let first = failure.first_failed_at().unwrap_or_else(|| self.config.clock.now());
             headers.append(wire::RETRY_FIRST_FAILED_AT, wire::format_time(first));
         }
+        headers
+    }
+
+    /// A copy that comes back after the delay.
+    pub(super) fn copy(&self, message: &Message, mut headers: Headers, delay: Duration) -> Option<Outgoing> {
+        let target = target_of(message.origin())?;
+        let not_before = self.config.clock.now() + delay;
+        headers.append(wire::RETRY_NOT_BEFORE, wire::format_time(not_before));
         // Of the first copy: where a later one comes from says nothing.
-        if !known.contains(wire::RETRY_SOURCE) {
+        if !message.headers().contains(wire::RETRY_SOURCE) {
             message.origin().write_to(wire::RETRY_PREFIX, message.timestamp(), &mut headers);
         }
-        let target = target_of(message.origin())?;
         let copy = Outgoing::copy(target, message.clone()).set_all(&headers);
-        Some(copy.not_before(not_before).delay(next.delay))
+        Some(copy.not_before(not_before).delay(delay))
     }
 
     /// Repeats the publish until it is confirmed.
-    async fn publish(&self, outgoing: &Outgoing, message: &Message) -> Result<(), Unpublished> {
+    pub(super) async fn publish(&self, outgoing: &Outgoing, message: &Message) -> Result<(), Unpublished> {
         let mut wait = self.config.first_wait;
         let mut away = None;
         loop {
@@ -211,19 +196,19 @@ impl<P: Publisher> Shared<P> {
     }
 }
 
-enum Unpublished {
+pub(super) enum Unpublished {
     HandedBack,
     /// Trying again does not help.
     Refused,
 }
 
 /// A count in one of our own headers; what is no number counts as absent.
-fn count_in(message: &Message, header: &str) -> u32 {
+pub(super) fn count_in(message: &Message, header: &str) -> u32 {
     message.headers().get_str(header).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// Where a copy comes back.
-fn target_of(origin: &Origin) -> Option<Arc<str>> {
+pub(super) fn target_of(origin: &Origin) -> Option<Arc<str>> {
     match origin {
         Origin::Local => None,
         Origin::Log { topic, .. } => Some(topic.clone()),
@@ -240,11 +225,5 @@ impl<S: Clone, P> Clone for DelayedRetry<S, P> {
 impl<S: fmt::Debug, P> fmt::Debug for DelayedRetry<S, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DelayedRetry").field("inner", &self.inner).finish_non_exhaustive()
-    }
-}
-
-impl<F, P> fmt::Debug for ResponseFuture<F, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("delayed_retry::ResponseFuture")
     }
 }

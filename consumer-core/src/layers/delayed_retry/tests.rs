@@ -1,3 +1,5 @@
+mod parking;
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -208,9 +210,39 @@ async fn a_copy_that_is_refused_leaves_the_failure_to_the_dead_letters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_with_an_order_defers_nothing() {
-    let (broker, log) = (broker(&["1"]).await, Log::new());
-    let consumer = Consumer::new(broker.source("g", ["t"]), stack(&broker, &MemoryStore::new(), &log, down));
-    let report = consumer.ordering(Ordering::Key).stop_when_idle(10 * SECOND).run().await.unwrap();
-    assert_eq!((report.deferred, report.dead_lettered), (0, 1));
+async fn a_run_whose_order_it_would_break_is_refused_and_hands_everything_back() {
+    let parked = |broker: &MemoryBroker, store: &MemoryStore| {
+        layer(broker).parking(DedupLayer::new(store.clone(), "c").parking())
+    };
+    for (ordering, is_parked, word) in [
+        (Ordering::Key, false, "parking"),
+        (Ordering::Partition, false, "exclude"),
+        (Ordering::Partition, true, "exclude"),
+    ] {
+        let (broker, store) = (broker(&["1", "2", "3"]).await, MemoryStore::new());
+        let layer = if is_parked { parked(&broker, &store) } else { layer(&broker) };
+        let stack = ServiceBuilder::new()
+            .layer(layer)
+            .layer(DedupLayer::new(store.clone(), "c"))
+            .service(service_fn(|_: Message| async { Ok::<_, Failure>(()) }));
+        let consumer = Consumer::new(broker.source("g", ["t"]), stack).ordering(ordering);
+        let error = consumer.stop_when_idle(60 * SECOND).run().await.unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains(word), "{why}");
+        let report = error.report();
+        assert_eq!((report.received, report.returned, report.processed), (3, 3, 0), "{report}");
+        assert_eq!((broker.committed("g", "t", 0), store.stats().claims), (None, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_delays_any_order_can_be_kept() {
+    for ordering in [Ordering::Key, Ordering::Partition] {
+        let broker = broker(&["1"]).await;
+        let stack = ServiceBuilder::new()
+            .layer(DelayedRetryLayer::new(broker.publisher()).delays([]))
+            .service(service_fn(|_: Message| async { Ok::<_, Failure>(()) }));
+        let consumer = Consumer::new(broker.source("g", ["t"]).finite(), stack).ordering(ordering);
+        assert_eq!(consumer.run().await.unwrap().processed, 1);
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::{future::poll_fn, time::Duration};
 
-use consumer_core::dedup::{ClaimReply, DedupStore, Mode, RenewRequest, Resolution};
+use consumer_core::dedup::{
+    ClaimReply, DedupStore, Mode, ParkOperation, ParkReply, RenewRequest, Resolution,
+};
 
 use super::{A, B, Case, StoreUnderTest};
 
@@ -28,6 +30,15 @@ pub async fn operations_happen_though_their_futures_are_dropped<T: StoreUnderTes
         reply => panic!("{rule}: resolve: got {reply:?}"),
     };
     assert_eq!(claim.attempts, 5, "{rule}: renew");
+
+    drop(case.store.park(case.park_request(1, ParkOperation::Defer { wait: case.lease() })));
+    flush(&case).await;
+    case.expect_turn(1, ParkReply::First, "defer").await;
+    drop(case.store.park(case.park_request(2, ParkOperation::Enter { limit: 10 })));
+    flush(&case).await;
+    drop(case.store.park(case.park_request(1, ParkOperation::Leave)));
+    flush(&case).await;
+    case.expect_turn(2, ParkReply::First, "enter and leave").await;
 
     drop(other.resolve(claim, Resolution::Completed, case.retention()));
     other.flush().await.expect("flush is answered");

@@ -52,15 +52,15 @@ pub async fn a_dead_letter_supersedes_all_but_a_redrive<T: StoreUnderTest>(subje
     let first = case.claimed(case.ask(A, 1)).await;
     case.held(&first, 3, Mode::Normal).await;
     case.apply(&first, Resolution::DeadLettered).await;
-    case.expect(case.ask(B, 1), ClaimReply::Superseded, "a duplicate").await;
+    case.expect(case.ask(B, 1), ClaimReply::DeadLettered, "a duplicate").await;
     let copy = ClaimRequest { attempt: 5, ..case.ask(B, 2) };
-    case.expect(copy, ClaimReply::Superseded, "a delayed copy").await;
+    case.expect(copy, ClaimReply::DeadLettered, "a delayed copy").await;
     let redriven = case.claimed(ClaimRequest { redrive: 1, ..case.ask(B, 3) }).await;
     assert_eq!(redriven.epoch, first.epoch + 1, "the epoch goes on");
     assert_eq!((redriven.attempts, redriven.crashes, redriven.redrive), (0, 0, 1), "it starts anew");
     case.apply(&redriven, Resolution::DeadLettered).await;
     let same = ClaimRequest { redrive: 1, ..case.ask(A, 4) };
-    case.expect(same, ClaimReply::Superseded, "a duplicate of the redrive").await;
+    case.expect(same, ClaimReply::DeadLettered, "a duplicate of the redrive").await;
     let next = case.claimed(ClaimRequest { redrive: 2, ..case.ask(A, 5) }).await;
     case.apply(&next, Resolution::Completed).await;
     case.expect(case.ask(A, 6), ClaimReply::Completed, "in the end").await;

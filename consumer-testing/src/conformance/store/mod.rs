@@ -1,8 +1,9 @@
-//! What every dedup store has to do: each transition of the protocol, seen from outside.
+//! What every dedup store has to do: each transition of the protocol and of parking, seen from outside.
 
 mod claims;
 mod contract;
 mod failures;
+mod parking;
 mod takeover;
 
 use std::{future::Future, time::Duration};
@@ -16,6 +17,7 @@ use consumer_core::dedup::{
 pub use claims::*;
 pub use contract::*;
 pub use failures::*;
+pub use parking::*;
 pub use takeover::*;
 
 /// A store to be tested.
@@ -83,6 +85,13 @@ pub async fn run_all<T: StoreUnderTest>(subject: &T) {
         only_the_owner_renews_and_releases
         a_late_completion_is_recorded_as_an_overlap
         a_completion_without_a_record_is_applied
+        a_key_is_free_until_a_message_of_it_is_deferred
+        messages_of_a_parked_key_have_their_turn_in_order
+        asking_twice_about_a_parked_key_changes_nothing
+        so_many_and_no_more_are_parked
+        those_behind_learn_how_long_the_first_one_waits
+        parked_keys_are_kept_apart
+        a_first_message_that_never_comes_back_frees_its_key
         operations_happen_though_their_futures_are_dropped
         a_store_that_is_up_says_so
     }
