@@ -4,12 +4,12 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::{LIMIT, admin, by_proxy, drive, log, number, produce, publisher, unique};
 use consumer_amqp::{AmqpSource, Queue};
 use consumer_core::{
-    Publisher, Settlement,
+    Message, Outgoing, Publisher, Settlement,
     dead_letters::{DeadLetter, DeadLetters, DeadLettersError, Letters, Settled, redriven},
 };
 use tokio::time::timeout;
@@ -71,6 +71,15 @@ async fn settle(letters: &mut Box<dyn Letters>, settled: impl IntoIterator<Item 
     for answer in answers {
         answer.await.unwrap();
     }
+}
+
+async fn until_depth(url: &str, queue: &str, depth: u64) {
+    let waiting = async {
+        while admin(url).depth(queue).await.unwrap() != Some(depth) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("there are never {depth} in {queue}"));
 }
 
 fn up_to(count: u32) -> Vec<u32> {
@@ -167,12 +176,7 @@ async fn dropped_without_a_close_it_gives_everything_back() {
     let mut letters = open(&url, &name).await;
     take(&mut letters, 4_500).await;
     drop(letters);
-    let back = async {
-        while admin(&url).depth(&name).await.unwrap() != Some(5_000) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LIMIT, back).await.expect("the broker gives it back");
+    until_depth(&url, &name, 5_000).await;
     let mut all = list(&url, &name).await;
     all.sort_unstable();
     assert!(all == up_to(5_000));
@@ -280,13 +284,7 @@ async fn what_the_broker_set_aside_says_where_and_why() {
     produce(&publisher(&url), &name, [2]).await;
     let dead = format!("{name}.dead");
     let mut reasons = Vec::new();
-    timeout(LIMIT, async {
-        while admin(&url).depth(&dead).await.unwrap() != Some(2) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .expect("both are dead");
+    until_depth(&url, &dead, 2).await;
     let mut letters = open(&url, &dead).await;
     while let Some(letter) = next(&mut letters).await {
         assert_eq!((letter.reason(), letter.origin()), ("broker", Some(&*name)));
@@ -295,4 +293,51 @@ async fn what_the_broker_set_aside_says_where_and_why() {
     }
     close(letters).await;
     assert!(reasons[0].ends_with("rejected") && reasons[1].ends_with("expired"), "{reasons:?}");
+}
+
+/// Takes the one message of a queue, and puts a copy back that comes after a moment.
+async fn defer(url: &str, described: &Queue) -> Message {
+    let mut member = drive(AmqpSource::builder(url).queue(described.clone()));
+    let got = member.take(1, "it comes, and again after each delay").await;
+    let copy = Outgoing::copy(described.name(), got[0].message.clone()).delay(Duration::from_millis(100));
+    publisher(url).publish(copy).await.unwrap();
+    member.ack(&got);
+    member.close().await;
+    got[0].message.clone()
+}
+
+/// RabbitMQ 3 believes the `x-death` that a client publishes, and drops what has been in a queue before unless it was
+/// rejected there.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm09_what_was_delivered_too_often_is_redriven_and_then_deferred_again_and_again() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let described = Queue::quorum(&name).delivery_limit(1);
+    admin(&url).ensure_queue(described.clone()).await.unwrap();
+    produce(&publisher(&url), &name, [1]).await;
+    defer(&url, &described).await;
+    defer(&url, &described).await;
+    defer(&url, &described).await;
+    let dead = format!("{name}.dead");
+    for _ in 0..2 {
+        let mut member = drive(AmqpSource::builder(&url).queue(described.clone()));
+        member.take(1, "the one whose consumer goes").await;
+        member.close().await;
+    }
+    until_depth(&url, &dead, 1).await;
+    let mut letters = open(&url, &dead).await;
+    let letter = next(&mut letters).await.unwrap();
+    assert_eq!(letter.error().as_deref(), Some("the broker dead-lettered it: delivery_limit"));
+    let outgoing = redriven(&letter, None, SystemTime::now()).unwrap();
+    assert_eq!(outgoing.target(), name);
+    publisher(&url).publish(outgoing).await.unwrap();
+    settle(&mut letters, [&letter]).await;
+    close(letters).await;
+    for _ in 0..3 {
+        let message = defer(&url, &described).await;
+        assert_eq!(message.headers().get_str("redrive-count"), Some("1"));
+    }
+    until_depth(&url, &name, 1).await;
+    assert_eq!(admin(&url).depth(&dead).await.unwrap(), Some(0));
 }
