@@ -12,6 +12,10 @@ use consumer_core::{
     Message, Outgoing, Publisher, Settlement,
     dead_letters::{DeadLetter, DeadLetters, DeadLettersError, Letters, Settled, redriven},
 };
+use lapin::{
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable},
+};
 use tokio::time::timeout;
 use xtask::servers::shared_rabbitmq;
 
@@ -110,8 +114,63 @@ async fn a_list_leaves_the_order_of_a_classic_queue_and_of_one_with_a_single_act
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
-async fn a_list_leaves_the_order_over_several_channels() {
-    stays_as_it_is(dead(), 67_000).await;
+async fn the_order_stays_over_several_channels_and_what_is_settled_on_the_first_is_gone() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 66_500).await;
+    for done in [0, 300] {
+        let mut letters = open(&url, &name).await;
+        let first = take(&mut letters, 300).await;
+        while next(&mut letters).await.is_some() {}
+        settle(&mut letters, first.iter().take(done)).await;
+        close(letters).await;
+    }
+    assert!(list(&url, &name).await == (300..66_500).collect::<Vec<_>>());
+}
+
+/// A quorum queue as others declare it: with these arguments and no more.
+async fn foreign(url: &str, limit: Option<i64>) -> Result<String, lapin::Error> {
+    let connection = lapin::Connection::connect(url, Default::default()).await?;
+    let channel = connection.create_channel().await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    if let Some(limit) = limit {
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+    }
+    let name = unique("dead");
+    let options = QueueDeclareOptions {
+        durable: true,
+        passive: false,
+        exclusive: false,
+        auto_delete: false,
+        nowait: false,
+    };
+    channel.queue_declare(name.as_str().into(), options, arguments).await?;
+    Ok(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_limit_on_deliveries_is_told_of_and_the_order_stays_without_one() {
+    let url = shared_rabbitmq();
+    let notice = async |name: &str| {
+        let letters = open(&url, name).await;
+        let notice = letters.notice().unwrap().to_owned();
+        close(letters).await;
+        assert!(notice.contains(name) && notice.contains("get nothing"), "{notice}");
+        notice
+    };
+    let ours = filled(&url, dead(), 0).await;
+    assert!(!notice(&ours).await.contains("limit"));
+    let classic = filled(&url, Queue::classic(unique("dead")).without_dead_letter(), 0).await;
+    assert!(!notice(&classic).await.contains("limit"));
+    let limited = foreign(&url, Some(7)).await.unwrap();
+    assert!(notice(&limited).await.contains("limit of 7"));
+    let unset = foreign(&url, None).await.unwrap();
+    assert!(notice(&unset).await.contains("without a delivery limit"));
+    produce(&publisher(&url), &unset, 0..5_000).await;
+    for _ in 0..2 {
+        assert!(list(&url, &unset).await == up_to(5_000));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
