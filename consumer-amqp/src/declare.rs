@@ -70,12 +70,13 @@ pub(crate) async fn alone(connection: &lapin::Connection, queue: &Queue) -> Resu
 /// The limit on deliveries of a queue that exists, as its arguments have it, where that is not the one of our queues for dead
 /// letters; `Some(None)` where they have none. It is `None` too where it cannot be found out.
 pub(crate) async fn delivery_limit(connection: &lapin::Connection, queue: &str) -> Option<Option<i64>> {
-    let found = differences(connection, &Queue::dead_letters(queue)).await.ok()?;
+    let ours = Queue::dead_letters(queue);
+    let found = differences(connection, &ours).await.ok()?;
     if found.iter().any(|mismatch| mismatch.property == TYPE) {
         return None; // only quorum queues have one
     }
     let limit = found.iter().find(|mismatch| mismatch.property == DELIVERY_LIMIT_ARGUMENT)?;
-    match limit.current(None)? {
+    match limit.current(ours.arguments().inner().get(DELIVERY_LIMIT_ARGUMENT))? {
         Some(AMQPValue::LongLongInt(limit)) => Some(Some(limit)),
         _ => Some(None),
     }

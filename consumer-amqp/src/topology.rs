@@ -9,8 +9,8 @@ use crate::error::AmqpError;
 
 /// What the broker's own limit on deliveries is set to. The store counts attempts; this is the last resort.
 const DELIVERY_LIMIT: u32 = 1_000;
-/// For queues whose messages would be dropped at a limit. RabbitMQ 4 has one of 20 where none is given, and older
-/// versions know no number for "none".
+/// For queues whose messages would be dropped at a limit. RabbitMQ 4 has one of 20 where none is given, and -1 for none;
+/// RabbitMQ 3 takes -1 as well, and then drops every message that is given back for the first time.
 const NO_LIMIT: u32 = i32::MAX as u32;
 /// The longest name AMQP 0-9-1 can carry, in bytes.
 const LONGEST_NAME: usize = 255;

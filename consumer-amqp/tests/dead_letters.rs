@@ -4,13 +4,17 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::{LIMIT, admin, by_proxy, drive, log, number, produce, publisher, unique};
 use consumer_amqp::{AmqpSource, Queue};
 use consumer_core::{
-    Publisher, Settlement,
+    Message, Outgoing, Publisher, Settlement,
     dead_letters::{DeadLetter, DeadLetters, DeadLettersError, Letters, Settled, redriven},
+};
+use lapin::{
+    options::QueueDeclareOptions,
+    types::{AMQPValue, FieldTable},
 };
 use tokio::time::timeout;
 use xtask::servers::shared_rabbitmq;
@@ -73,6 +77,15 @@ async fn settle(letters: &mut Box<dyn Letters>, settled: impl IntoIterator<Item 
     }
 }
 
+async fn until_depth(url: &str, queue: &str, depth: u64) {
+    let waiting = async {
+        while admin(url).depth(queue).await.unwrap() != Some(depth) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("there are never {depth} in {queue}"));
+}
+
 fn up_to(count: u32) -> Vec<u32> {
     (0..count).collect()
 }
@@ -101,8 +114,63 @@ async fn a_list_leaves_the_order_of_a_classic_queue_and_of_one_with_a_single_act
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
-async fn a_list_leaves_the_order_over_several_channels() {
-    stays_as_it_is(dead(), 67_000).await;
+async fn the_order_stays_over_several_channels_and_what_is_settled_on_the_first_is_gone() {
+    let url = shared_rabbitmq();
+    let name = filled(&url, dead(), 66_500).await;
+    for done in [0, 300] {
+        let mut letters = open(&url, &name).await;
+        let first = take(&mut letters, 300).await;
+        while next(&mut letters).await.is_some() {}
+        settle(&mut letters, first.iter().take(done)).await;
+        close(letters).await;
+    }
+    assert!(list(&url, &name).await == (300..66_500).collect::<Vec<_>>());
+}
+
+/// A quorum queue as others declare it: with these arguments and no more.
+async fn foreign(url: &str, limit: Option<i64>) -> Result<String, lapin::Error> {
+    let connection = lapin::Connection::connect(url, Default::default()).await?;
+    let channel = connection.create_channel().await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    if let Some(limit) = limit {
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+    }
+    let name = unique("dead");
+    let options = QueueDeclareOptions {
+        durable: true,
+        passive: false,
+        exclusive: false,
+        auto_delete: false,
+        nowait: false,
+    };
+    channel.queue_declare(name.as_str().into(), options, arguments).await?;
+    Ok(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_limit_on_deliveries_is_told_of_and_the_order_stays_without_one() {
+    let url = shared_rabbitmq();
+    let notice = async |name: &str| {
+        let letters = open(&url, name).await;
+        let notice = letters.notice().unwrap().to_owned();
+        close(letters).await;
+        assert!(notice.contains(name) && notice.contains("get nothing"), "{notice}");
+        notice
+    };
+    let ours = filled(&url, dead(), 0).await;
+    assert!(!notice(&ours).await.contains("limit"));
+    let classic = filled(&url, Queue::classic(unique("dead")).without_dead_letter(), 0).await;
+    assert!(!notice(&classic).await.contains("limit"));
+    let limited = foreign(&url, Some(7)).await.unwrap();
+    assert!(notice(&limited).await.contains("limit of 7"));
+    let unset = foreign(&url, None).await.unwrap();
+    assert!(notice(&unset).await.contains("without a delivery limit"));
+    produce(&publisher(&url), &unset, 0..5_000).await;
+    for _ in 0..2 {
+        assert!(list(&url, &unset).await == up_to(5_000));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,12 +235,7 @@ async fn dropped_without_a_close_it_gives_everything_back() {
     let mut letters = open(&url, &name).await;
     take(&mut letters, 4_500).await;
     drop(letters);
-    let back = async {
-        while admin(&url).depth(&name).await.unwrap() != Some(5_000) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LIMIT, back).await.expect("the broker gives it back");
+    until_depth(&url, &name, 5_000).await;
     let mut all = list(&url, &name).await;
     all.sort_unstable();
     assert!(all == up_to(5_000));
@@ -280,13 +343,7 @@ async fn what_the_broker_set_aside_says_where_and_why() {
     produce(&publisher(&url), &name, [2]).await;
     let dead = format!("{name}.dead");
     let mut reasons = Vec::new();
-    timeout(LIMIT, async {
-        while admin(&url).depth(&dead).await.unwrap() != Some(2) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .expect("both are dead");
+    until_depth(&url, &dead, 2).await;
     let mut letters = open(&url, &dead).await;
     while let Some(letter) = next(&mut letters).await {
         assert_eq!((letter.reason(), letter.origin()), ("broker", Some(&*name)));
@@ -295,4 +352,51 @@ async fn what_the_broker_set_aside_says_where_and_why() {
     }
     close(letters).await;
     assert!(reasons[0].ends_with("rejected") && reasons[1].ends_with("expired"), "{reasons:?}");
+}
+
+/// Takes the one message of a queue, and puts a copy back that comes after a moment.
+async fn defer(url: &str, described: &Queue) -> Message {
+    let mut member = drive(AmqpSource::builder(url).queue(described.clone()));
+    let got = member.take(1, "it comes, and again after each delay").await;
+    let copy = Outgoing::copy(described.name(), got[0].message.clone()).delay(Duration::from_millis(100));
+    publisher(url).publish(copy).await.unwrap();
+    member.ack(&got);
+    member.close().await;
+    got[0].message.clone()
+}
+
+/// RabbitMQ 3 believes the `x-death` that a client publishes, and drops what has been in a queue before unless it was
+/// rejected there.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm09_what_was_delivered_too_often_is_redriven_and_then_deferred_again_and_again() {
+    let url = shared_rabbitmq();
+    let name = unique("q");
+    let described = Queue::quorum(&name).delivery_limit(1);
+    admin(&url).ensure_queue(described.clone()).await.unwrap();
+    produce(&publisher(&url), &name, [1]).await;
+    defer(&url, &described).await;
+    defer(&url, &described).await;
+    defer(&url, &described).await;
+    let dead = format!("{name}.dead");
+    for _ in 0..2 {
+        let mut member = drive(AmqpSource::builder(&url).queue(described.clone()));
+        member.take(1, "the one whose consumer goes").await;
+        member.close().await;
+    }
+    until_depth(&url, &dead, 1).await;
+    let mut letters = open(&url, &dead).await;
+    let letter = next(&mut letters).await.unwrap();
+    assert_eq!(letter.error().as_deref(), Some("the broker dead-lettered it: delivery_limit"));
+    let outgoing = redriven(&letter, None, SystemTime::now()).unwrap();
+    assert_eq!(outgoing.target(), name);
+    publisher(&url).publish(outgoing).await.unwrap();
+    settle(&mut letters, [&letter]).await;
+    close(letters).await;
+    for _ in 0..3 {
+        let message = defer(&url, &described).await;
+        assert_eq!(message.headers().get_str("redrive-count"), Some("1"));
+    }
+    until_depth(&url, &name, 1).await;
+    assert_eq!(admin(&url).depth(&dead).await.unwrap(), Some(0));
 }

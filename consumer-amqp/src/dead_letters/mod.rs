@@ -1,7 +1,7 @@
 //! Dead letters in a queue, from the operator's side.
 //!
 //! A queue can be read only by consuming it. So a reader takes the messages without acking them, as many as are there, and
-//! gives them back at the end. Nothing of this loses a message, whatever dies meanwhile; what it can disturb is the order.
+//! gives them back at the end. Whatever dies meanwhile, the broker has them; what that disturbs is their order.
 
 mod death;
 mod letters;
@@ -102,6 +102,9 @@ fn notice(queue: &str, limit: Limit) -> String {
     let shut_out = format!("while the queue `{queue}` is read, its other readers get nothing");
     match limit {
         Limit::Unreached => shut_out,
+        Limit::Set(..0) => format!(
+            "{shut_out}; it has a negative delivery limit, which is none for RabbitMQ 4: RabbitMQ 3 drops what was read once"
+        ),
         Limit::Set(limit) => format!(
             "{shut_out}; it has a delivery limit of {limit}, and each reading counts: what reaches it is given up by the broker"
         ),
@@ -138,6 +141,7 @@ mod tests {
     fn it_says_what_a_reading_costs() {
         assert!(!notice("q", Limit::Unreached).contains("limit"));
         assert!(notice("q", Limit::Set(7)).contains("limit of 7"));
+        assert!(notice("q", Limit::Set(-1)).contains("RabbitMQ 3 drops"));
         assert!(notice("q", Limit::Unset).contains("without a delivery limit"));
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! A message that came from RabbitMQ keeps its properties and the types of its headers. What would act again on the
 //! copy is left out: an expiry, the user it was published by (the broker refuses another one), and the headers `CC` and
-//! `BCC`, which route it to further queues.
+//! `BCC`, which route it to further queues. What the broker wrote of its deaths (`x-death`) stays on a dead letter only:
+//! RabbitMQ 3 believes it of a publisher too, and a copy that then expires where it waits for a retry, with a target in which
+//! the message has been dead before, is dropped as a cycle.
 
 use consumer_core::{Headers, Outgoing, PublishError, message::wire};
 use lapin::{
@@ -10,7 +12,10 @@ use lapin::{
     types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString},
 };
 
-use crate::delivery::{AmqpDelivery, CONTENT_TYPE, CORRELATION_ID, DELIVERY_COUNT};
+use crate::{
+    dead_letters::DEATHS,
+    delivery::{AmqpDelivery, CONTENT_TYPE, CORRELATION_ID, DELIVERY_COUNT},
+};
 
 const PERSISTENT: u8 = 2;
 /// The longest text of a property or name of a header, in bytes.
@@ -18,12 +23,16 @@ const SHORT: usize = 255;
 /// What all headers start with that a publishing may remove.
 const PREFIXES: [&str; 3] = [wire::DEAD_LETTER_PREFIX, wire::RETRY_PREFIX, wire::REDRIVE_PREFIX];
 const ROUTES: [&str; 2] = ["CC", "BCC"];
+/// And what it says of the first and the last of them.
+const DEATH_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
 /// # Errors
 /// When AMQP cannot carry it.
 pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, PublishError> {
     let native = outgoing.message().native::<AmqpDelivery>().map(|native| &native.properties);
     let headers = outgoing.headers();
+    let is_dead_letter = outgoing.changes().contains(wire::DEAD_LETTER_REASON);
+    let is_past = |name: &str| name == DEATHS || DEATH_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
     let mut dropped = Vec::new();
     let mut properties = native.map_or_else(BasicProperties::default, |native| kept(native, &mut dropped));
     let mut table = FieldTable::default();
@@ -40,7 +49,7 @@ pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, Publish
             dropped.push(name.to_owned());
             continue;
         }
-        if name == DELIVERY_COUNT || table.contains_key(name) {
+        if name == DELIVERY_COUNT || table.contains_key(name) || (is_past(name) && !is_dead_letter) {
             continue;
         }
         let original = known.filter(|_| !outgoing.changes().contains(name));
@@ -81,7 +90,7 @@ pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, Publish
     dropped.dedup();
     if !dropped.is_empty() {
         let dropped = dropped.join(", ");
-        if outgoing.changes().contains(wire::DEAD_LETTER_REASON) {
+        if is_dead_letter {
             let known = outgoing.changes().get_str(wire::DEAD_LETTER_DROPPED);
             let all = known.map_or(dropped.clone(), |known| format!("{known}, {dropped}"));
             table.insert(wire::DEAD_LETTER_DROPPED.into(), bytes(all.as_bytes()));
@@ -206,6 +215,25 @@ mod tests {
         assert!(!headers.contains_key("dead-letter-list"));
         assert_eq!(properties.message_id().as_ref().map(ShortString::as_str), Some("id-1"));
         assert_eq!(properties.correlation_id().as_ref().map(ShortString::as_str), Some("c-1"));
+    }
+
+    #[test]
+    fn what_the_broker_wrote_of_deaths_stays_on_a_dead_letter_only() {
+        let mut table = FieldTable::default();
+        let death = AMQPValue::FieldTable(FieldTable::default());
+        table.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
+        for name in ["x-first-death-queue", "x-last-death-queue", "x-mine"] {
+            table.insert(name.into(), bytes(b"q"));
+        }
+        let copy = || Outgoing::copy("q", delivered(table.clone()));
+        let names = |outgoing| {
+            let headers = properties(&outgoing).unwrap().headers().clone().unwrap();
+            headers.inner().keys().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(names(copy()), ["x-mine"]);
+        let dead = properties(&copy().set("dead-letter-reason", "permanent")).unwrap();
+        assert_eq!(dead.headers().as_ref().unwrap().inner().get("x-death"), table.inner().get("x-death"));
+        assert!(dead.headers().as_ref().unwrap().contains_key("x-first-death-queue"));
     }
 
     #[test]

@@ -54,7 +54,9 @@ pub trait Letters: fmt::Debug + Send + Sync {
     /// No letter is left out: one that was on its way comes with the next call.
     async fn next(&mut self) -> Result<Option<DeadLetter>, DeadLettersError>;
 
-    /// Says that a letter is dealt with: it is never read again. `Ok` means that the broker knows.
+    /// Says that a letter is dealt with: it is never read again. `Ok` means that the broker was told. Where it confirms this
+    /// (Kafka), it is certain from then on; where it does not (RabbitMQ), from the end of [`close`](Self::close), and the
+    /// letters settled last may be read again if this process dies or the connection breaks before that.
     ///
     /// The future does not borrow from `self`: many can be waited for at once, while further letters are read.
     ///
