@@ -251,7 +251,7 @@ impl KafkaAdmin {
 
     /// A topic of dead letters, to be read, redriven or discarded.
     pub fn dead_letters(&self, topic: impl Into<String>) -> KafkaDeadLetters {
-        KafkaDeadLetters::new(self.clone(), self.connection.clone(), topic.into())
+        KafkaDeadLetters::new(self.clone(), self.connection.clone(), self.timeout, topic.into())
     }
 
     fn administration(&self) -> Result<EndsElsewhere<AdminClient<DefaultClientContext>>, KafkaError> {

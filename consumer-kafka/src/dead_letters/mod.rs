@@ -9,7 +9,7 @@ mod reader;
 mod session;
 mod settler;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use consumer_core::dead_letters::{DeadLetters, DeadLettersError, Letters};
@@ -27,7 +27,9 @@ use settler::Settler;
 ///
 /// Reading joins no group and commits nothing: it changes nothing at the broker, and any number may read at once.
 /// Letters come partition by partition, each in the order of its offsets, up to the end of the partition as it was at
-/// the opening. What lies behind a transaction that is still open comes when that has ended.
+/// the opening. What lies behind a transaction that is still open comes when that has ended. A broker that is away is
+/// waited for, up to the [timeout](KafkaAdmin::timeout) without a message; letters that were not read are an error then,
+/// never an end.
 ///
 /// A letter is settled by a record in the topic `<topic>.settled`, which the first one creates:
 ///
@@ -42,12 +44,13 @@ use settler::Settler;
 pub struct KafkaDeadLetters {
     admin: KafkaAdmin,
     connection: Connection,
+    patience: Duration,
     topic: String,
 }
 
 impl KafkaDeadLetters {
-    pub(crate) fn new(admin: KafkaAdmin, connection: Connection, topic: String) -> Self {
-        Self { admin, connection, topic }
+    pub(crate) fn new(admin: KafkaAdmin, connection: Connection, patience: Duration, topic: String) -> Self {
+        Self { admin, connection, patience, topic }
     }
 
     /// The topic that says what is settled: `<topic>.settled`.
@@ -79,6 +82,7 @@ impl DeadLetters for KafkaDeadLetters {
             topic: self.topic.as_str().into(),
             partitions,
             marks: marks.map(|partitions| (settled.clone(), partitions)),
+            patience: self.patience,
         };
         let (opened, batches) = reader::start(&self.connection, reading)?;
         let opened = opened.await.unwrap_or_else(|_| Err(reader::ended(&self.topic)))?;

@@ -37,8 +37,6 @@ const BATCH: (usize, usize) = (256, 1 << 20);
 /// Batches on the way.
 const BATCHES: usize = 8;
 const POLL: Duration = Duration::from_millis(50);
-/// How long nothing may come before it is given up.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A topic that was just created is not known everywhere at once.
 const MISSING_FOR: Duration = Duration::from_secs(3);
 /// Marks that one session takes away.
@@ -52,6 +50,8 @@ pub(super) struct Reading {
     pub(super) partitions: u32,
     /// The topic of marks, if there is one, and its partitions.
     pub(super) marks: Option<(String, u32)>,
+    /// How long nothing may come before it is given up.
+    pub(super) patience: Duration,
 }
 
 pub(super) struct Opened {
@@ -136,7 +136,7 @@ fn read(
     let consumer: BaseConsumer<Watch> = config
         .create_with_context(Watch(Trouble::default()))
         .map_err(|error| in_words(KafkaError::from_config(error)))?;
-    let reader = Reader { consumer, brokers, wanted: batches };
+    let reader = Reader { consumer, brokers, patience: reading.patience, wanted: batches };
     let mut marks = Marks::default();
     if let Some((topic, partitions)) = &reading.marks {
         let mut odd = 0_u64;
@@ -185,6 +185,7 @@ impl Part {
 struct Reader<'a> {
     consumer: BaseConsumer<Watch>,
     brokers: String,
+    patience: Duration,
     wanted: &'a mpsc::Sender<Batch>,
 }
 
@@ -218,7 +219,7 @@ impl Reader<'_> {
             return Err(Stop::Unwanted);
         }
         let trouble = &self.consumer.context().0;
-        if began.elapsed() >= PATIENCE || trouble.refused() {
+        if began.elapsed() >= self.patience || trouble.refused() {
             let doing = format!("reading the topic `{topic}`");
             return Err(in_words(trouble.explain(&self.brokers, &doing, error)).into());
         }

@@ -89,3 +89,36 @@ pub(crate) fn produce(broker: &str, topic: &str, value: &[u8], headers: &[(&[u8]
     let at = 4 + 4 + 2 + topic.len() + 4 + 4;
     assert_eq!(answer[at..at + 2], [0, 0], "the broker refused the batch");
 }
+
+#[derive(Clone, Copy)]
+pub(crate) enum Operation {
+    Read = 3,
+    Write = 4,
+    Describe = 8,
+}
+
+/// Lets a user do this to a topic.
+pub(crate) fn allow(broker: &str, user: &str, operation: Operation, topic: &str) {
+    let mut request = Vec::new();
+    request.extend(30_i16.to_be_bytes()); // CreateAcls
+    request.extend(1_i16.to_be_bytes());
+    request.extend(1_i32.to_be_bytes());
+    string(&mut request, "raw");
+    request.extend(1_i32.to_be_bytes());
+    request.push(2); // a topic
+    string(&mut request, topic);
+    request.push(3); // by its whole name
+    string(&mut request, user);
+    string(&mut request, "*");
+    request.push(operation as u8);
+    request.push(3); // allowed
+    let mut stream = TcpStream::connect(broker).unwrap();
+    stream.write_all(&(request.len() as i32).to_be_bytes()).unwrap();
+    stream.write_all(&request).unwrap();
+    let mut size = [0; 4];
+    stream.read_exact(&mut size).unwrap();
+    let mut answer = vec![0; i32::from_be_bytes(size) as usize];
+    stream.read_exact(&mut answer).unwrap();
+    // correlation id, throttle time, one result, then the error code
+    assert_eq!(answer[12..14], [0, 0], "the broker refused the right");
+}
