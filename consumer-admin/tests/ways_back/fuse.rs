@@ -18,8 +18,8 @@ use consumer_core::{
     SourceError, Tag,
     dead_letters::{BoxFuture, DeadLetter, DeadLettersError, Letters, Place, Settled},
     dedup::{
-        Claim, ClaimReply, ClaimRequest, DedupStore, DynStore, RenewRequest, Renewal, Resolution, Resolved,
-        StoreError,
+        Claim, ClaimReply, ClaimRequest, DedupStore, DynStore, ParkReply, ParkRequest, RenewRequest, Renewal,
+        Resolution, Resolved, StoreError,
     },
 };
 
@@ -132,6 +132,13 @@ impl DedupStore for Fused<DynStore> {
         requests: Vec<RenewRequest>,
     ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
         self.0.renew(requests)
+    }
+
+    fn park(
+        &self,
+        request: ParkRequest,
+    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
+        self.0.park(request)
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
