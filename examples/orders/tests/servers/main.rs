@@ -11,6 +11,7 @@ mod crashes;
 mod delays;
 mod outages;
 mod queue;
+mod readme;
 mod redrive;
 mod start;
 mod stopping;
