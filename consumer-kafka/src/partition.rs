@@ -237,6 +237,8 @@ impl Assignment {
 
 #[cfg(test)]
 mod tests {
+    use consumer_core::{Message, Tag};
+
     use super::*;
 
     fn assignment() -> (Assignment, Arc<Partition>) {
@@ -282,5 +284,23 @@ mod tests {
         partition.caught_up(5, 6);
         assert_eq!(partition.lag(Some(5)), Some(0), "5 is a marker");
         assert_eq!(partition.lag(Some(4)), Some(2), "4 was taken, and waits in the buffer");
+    }
+    #[test]
+    fn a_retry_partition_is_paused_by_what_waits_and_what_is_due_heeds_the_limit() {
+        let (mut slot, now) =
+            (Slot::new(Partition::new("r".into(), 0), Some(Duration::from_secs(30))), Instant::now());
+        for seq in 0..256 {
+            assert!(!slot.is_over(10));
+            let queued = Queued { tag: Tag { scope: 1, seq }, message: Message::new("x"), bytes: 1 };
+            slot.waiting.as_mut().unwrap().push(now, queued);
+        }
+        assert!(slot.is_over(10) && slot.uncommitted() == 0, "what waits has not been delivered");
+        let mut batch = Vec::new();
+        slot.release_due(now, 10, &mut batch);
+        assert_eq!((batch.len(), slot.uncommitted()), (10, 10));
+        slot.committed.settled = 10;
+        slot.release_due(now, 1000, &mut batch);
+        assert!(batch.iter().map(|queued| queued.tag.seq).eq(0..256));
+        assert!(slot.is_below(10), "nothing waits any more");
     }
 }

@@ -260,8 +260,7 @@ impl ClientContext for Callbacks {
             if slot.last_offset.is_none() {
                 partition.begin.store(stats.next_offset, Ordering::Relaxed);
             }
-            // What a pause threw away has been fetched, too.
-            if stats.fetchq_cnt == 0 && !slot.paused {
+            if stats.fetchq_cnt == 0 {
                 partition.caught_up(slot.last_offset.map_or(0, |last| last + 1), stats.next_offset);
             }
         }

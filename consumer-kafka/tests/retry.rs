@@ -300,3 +300,16 @@ async fn a_message_that_does_not_say_when_it_is_due_waits_for_the_delay_of_its_t
     member.receive(1).await;
     assert!(published.elapsed().unwrap() >= 3 * SECOND);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_waits_here_and_at_the_broker_counts_as_lag() {
+    let group = Group::new(1, 5 * SECOND).await;
+    let mut member = group.member();
+    member.connected().await;
+    delayed(&member.source.publisher().unwrap(), &group.topic, group.delay, 0..600).await;
+    waits(&mut member, 600).await;
+    // All that waited in memory: what was fetched behind it, and thrown away by the pause, is still to come.
+    member.receive(256).await;
+    assert_eq!(member.source.lag(), Some(344));
+}
