@@ -62,7 +62,9 @@ impl Parks {
     fn stack(&self, who: Who, nonce: u128, line: &Severed, fails: Fails) -> Stack {
         let publisher = line.publisher(self.world.broker.publisher());
         let dedup = DedupLayer::new(line.clone(), "mails").as_process(nonce, Gate::new()).lease(LEASE);
-        let delayed = DelayedRetryLayer::new(publisher.clone()).delays([30 * SECOND, 60 * SECOND]);
+        let delayed = DelayedRetryLayer::new(publisher.clone())
+            .delays([30 * SECOND, 60 * SECOND])
+            .clock(self.world.broker.clock());
         let delayed = match who {
             Who::Ours => delayed.parking(dedup.parking()),
             Who::Passing => delayed,
