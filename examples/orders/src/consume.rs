@@ -87,9 +87,10 @@ fn delayed_retry(options: &Consume) -> Result<(), Stop> {
              out, and failed messages are tried again in this process (--attempts, --backoff)",
         ));
     }
-    if !matches!(options.ordering.into(), Ordering::None) {
+    if matches!(options.ordering.into(), Ordering::Partition) {
         return Err(Stop::usage(
-            "--delays and --ordering exclude each other: later messages pass the one that waits",
+            "--delays and --ordering partition exclude each other: later messages pass the one that waits; with \
+             --ordering key those of its key are parked behind it",
         ));
     }
     Ok(())

@@ -115,7 +115,7 @@ fn delayed_retry_is_refused_where_it_cannot_be_had() {
         run(all).stderr
     };
     assert!(with("kafka://h:1", &[]).contains("does not have on Kafka"));
-    assert!(with("amqp://h:1", &["--ordering", "key"]).contains("exclude each other"));
+    assert!(with("amqp://h:1", &["--ordering", "partition"]).contains("exclude each other"));
     refused(["consume", "--delays", "10s,soon"], "duration");
 }
 
