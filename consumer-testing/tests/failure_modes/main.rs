@@ -12,6 +12,7 @@ mod crashes;
 mod dead_letters;
 mod failures;
 mod order;
+mod parking;
 mod severed;
 mod stopping;
 mod world;

@@ -158,9 +158,18 @@ impl World {
         handler: Handler,
         set: impl FnOnce(Consumer<MemorySource, Stack>) -> Consumer<MemorySource, Stack>,
     ) -> Process {
+        self.start(|line| self.stack(who, nonce, line, handler), set)
+    }
+
+    /// A process with a stack of its own.
+    pub(crate) fn start(
+        &self,
+        stack: impl FnOnce(&Severed) -> Stack,
+        set: impl FnOnce(Consumer<MemorySource, Stack>) -> Consumer<MemorySource, Stack>,
+    ) -> Process {
         let source = self.broker.source("g", ["t"]);
         let (crash, line) = (source.crash_handle(), Severed::new(&self.store));
-        let consumer = set(Consumer::new(source, self.stack(who, nonce, &line, handler)));
+        let consumer = set(Consumer::new(source, stack(&line)));
         let health = consumer.health();
         let (stop, stopped) = oneshot::channel::<()>();
         let signal = async move {
@@ -209,6 +218,16 @@ impl Process {
         self.crash.crash();
         self.task.abort();
         assert!(self.task.await.is_err_and(|end| end.is_cancelled()));
+    }
+
+    /// Kills it at one of its next steps: what it asks of the store or publishes. That last one is done, if so `applied`,
+    /// and never answered.
+    pub(crate) fn kill_after(&self, steps: usize, applied: bool) {
+        self.line.burn(steps, applied, self.crash.clone());
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.line.is_dead()
     }
 
     pub(crate) fn stall(&self, stalled: bool) {

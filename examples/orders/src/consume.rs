@@ -77,9 +77,10 @@ pub(crate) fn run(options: Consume) -> Result<(), Stop> {
 
 /// Whether `--delays` can be had.
 fn delayed_retry(options: &Consume) -> Result<(), Stop> {
-    if !matches!(options.ordering.into(), Ordering::None) {
+    if matches!(options.ordering.into(), Ordering::Partition) {
         return Err(Stop::usage(
-            "--delays and --ordering exclude each other: later messages pass the one that waits",
+            "--delays and --ordering partition exclude each other: later messages pass the one that waits; with \
+             --ordering key those of its key are parked behind it",
         ));
     }
     Ok(())

@@ -42,10 +42,12 @@ pub(crate) fn stack<H: Stack>(
     dedup: DedupLayer<DynStore>,
     handler: H,
 ) -> (impl Stack + use<H>, Explanation) {
+    let delayed =
+        DelayedRetryLayer::new(dead.clone()).delays(settings.delays.iter().copied()).parking(dedup.parking());
     let pipeline = Pipeline::new()
         .trace(TraceLayer::new())
-        .dead_letter(DeadLetterLayer::new(dead.clone(), &*settings.dead_letter))
-        .delayed_retry(DelayedRetryLayer::new(dead).delays(settings.delays.iter().copied()))
+        .dead_letter(DeadLetterLayer::new(dead, &*settings.dead_letter))
+        .delayed_retry(delayed)
         .dedup(dedup)
         .retry(RetryLayer::exponential(settings.backoff).max_attempts(settings.attempts))
         .rate_limit(RateLimitLayer::per_second(settings.rate));

@@ -116,7 +116,7 @@ fn delayed_retry_is_refused_where_it_cannot_be_had() {
     };
     assert!(with("kafka://h:1", &["--group", "order mails"]).contains("order mails.retry.10s"));
     for broker in ["kafka://h:1", "amqp://h:1"] {
-        assert!(with(broker, &["--ordering", "key"]).contains("exclude each other"));
+        assert!(with(broker, &["--ordering", "partition"]).contains("exclude each other"));
     }
     refused(["consume", "--delays", "10s,soon"], "duration");
 }
