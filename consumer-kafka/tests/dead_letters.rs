@@ -83,6 +83,17 @@ async fn delete(brokers: &str, topic: &str) {
     timeout(LIMIT, gone).await.expect("deleted in time");
 }
 
+/// 20,000 letters of 100 MB, of which a reader holds a part.
+async fn fill(brokers: &str, topic: &str) {
+    let publisher = publisher(brokers);
+    let payload = "x".repeat(5000);
+    let sent: Vec<_> =
+        (0..20_000).map(|_| publisher.publish(Outgoing::new(topic, Message::new(payload.clone())))).collect();
+    for answer in sent {
+        answer.await.unwrap();
+    }
+}
+
 /// Writes records to a topic of one partition, as they are.
 async fn write(brokers: &str, topic: &str, records: &[(&str, Option<&str>)]) {
     for (key, value) in records {
@@ -446,15 +457,7 @@ async fn a_broker_that_is_away_is_waited_for() {
     let kafka = Kafka::start().unwrap();
     let brokers = kafka.bootstrap();
     let topic = topic(&brokers, 1).await;
-    let publisher = publisher(&brokers);
-    let payload = "x".repeat(5000);
-    let fill: Vec<_> = (0..20_000)
-        .map(|_| publisher.publish(Outgoing::new(topic.as_str(), Message::new(payload.clone()))))
-        .collect();
-    for answer in fill {
-        answer.await.unwrap();
-    }
-    // 100 MB, of which the reader holds a part.
+    fill(&brokers, &topic).await;
     let mut letters = open(&brokers, &topic).await;
     let first = next(&mut letters).await.unwrap().unwrap();
     kafka.kill();
@@ -481,6 +484,31 @@ async fn a_broker_that_is_away_is_waited_for() {
     };
     assert!(error.is_transient() && error.to_string().contains(&brokers), "{error:?}");
     assert!(next(&mut letters).await.unwrap_err().is_transient(), "no end afterwards either");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_topic_that_goes_away_while_it_is_read_does_not_look_complete() {
+    let brokers = shared_kafka();
+    for anew in [false, true] {
+        let topic = topic(&brokers, 1).await;
+        fill(&brokers, &topic).await;
+        let mut letters = open(&brokers, &topic).await;
+        next(&mut letters).await.unwrap().unwrap();
+        delete(&brokers, &topic).await;
+        if anew {
+            KafkaAdmin::new(&brokers).unwrap().ensure_topic(&topic, 1, &[]).await.unwrap();
+            produce(&publisher(&brokers), &topic, 0..3).await;
+        }
+        let error = loop {
+            match next(&mut letters).await {
+                Ok(letter) => assert!(letter.is_some(), "it looks complete"),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains(&topic), "{error:?}");
+        assert_eq!((error.is_missing(), error.is_transient()), (!anew, anew), "{error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

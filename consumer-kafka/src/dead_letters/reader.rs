@@ -39,6 +39,8 @@ const BATCHES: usize = 8;
 const POLL: Duration = Duration::from_millis(50);
 /// A topic that was just created is not known everywhere at once.
 const MISSING_FOR: Duration = Duration::from_secs(3);
+/// After how long without a message the partition is looked at.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Marks that one session takes away.
 const OBSOLETE: usize = 50_000;
 /// The driver assigns partitions only to what has the name of a group. It is never joined.
@@ -207,26 +209,28 @@ impl Reader<'_> {
                 Err(error) => error,
             };
             trouble::listen(&self.consumer);
-            self.judge(topic, began, &error)?;
             self.go_on(topic, began, &error)?;
             thread::sleep(Duration::from_millis(100));
         }
     }
 
-    /// Whether to wait on for something that began then.
-    fn go_on(&self, topic: &str, began: Instant, error: &DriverError) -> Result<(), Stop> {
-        if self.wanted.is_closed() {
-            return Err(Stop::Unwanted);
-        }
+    fn wanted(&self) -> Result<(), Stop> {
+        if self.wanted.is_closed() { Err(Stop::Unwanted) } else { Ok(()) }
+    }
+
+    /// Whether to wait on, after this error, for what has not come since then.
+    fn go_on(&self, topic: &str, since: Instant, error: &DriverError) -> Result<(), Stop> {
+        self.wanted()?;
+        self.judge(topic, since, error)?;
         let trouble = &self.consumer.context().0;
-        if began.elapsed() >= self.patience || trouble.refused() {
+        if since.elapsed() >= self.patience || trouble.refused() {
             let doing = format!("reading the topic `{topic}`");
             return Err(in_words(trouble.explain(&self.brokers, &doing, error)).into());
         }
         Ok(())
     }
 
-    /// Ends with what does not pass by waiting for it, since then.
+    /// Ends with what does not pass by itself.
     fn judge(&self, topic: &str, since: Instant, error: &DriverError) -> Result<(), Stop> {
         let brokers = &self.brokers;
         let error = match error.rdkafka_error_code() {
@@ -243,10 +247,7 @@ impl Reader<'_> {
             _ if matches!(error, DriverError::MessageConsumptionFatal(_)) => {
                 DeadLettersError::new(format!("reading `{topic}` at kafka {brokers} failed: {error}"))
             }
-            _ => {
-                tracing::debug!(topic, %error, "reading dead letters waits");
-                return Ok(());
-            }
+            _ => return Ok(()),
         };
         Err(error.into())
     }
@@ -275,8 +276,8 @@ impl Reader<'_> {
         }
         self.assign(topic, part.partition, next)?;
         let mut at_the_end = false;
-        let mut since = Instant::now();
-        let mut last = DriverError::MessageConsumption(Code::OperationTimedOut);
+        let (mut since, mut last) = (Instant::now(), silence());
+        let mut checked = since;
         while next < part.high {
             match self.consumer.poll(POLL) {
                 Some(Ok(record)) => {
@@ -289,7 +290,9 @@ impl Reader<'_> {
                         each(&record)?;
                     }
                     at_the_end = false;
-                    since = Instant::now();
+                    (since, last) = (Instant::now(), silence());
+                    checked = since;
+                    self.wanted()?;
                     continue;
                 }
                 // The last offsets may be without a record: compacted, or the marks of transactions.
@@ -298,19 +301,27 @@ impl Reader<'_> {
                         break;
                     }
                     // For a moment a new leader may take the log to be shorter than it is. Not when it answers this.
-                    if self.part(topic, partition)?.high < part.high {
-                        return Err(self.replaced(topic).into());
-                    }
+                    self.check(topic, part)?;
                     at_the_end = true;
                     self.assign(topic, partition, next)?;
                 }
-                Some(Err(error)) => {
-                    self.judge(topic, since, &error)?;
-                    last = error;
+                Some(Err(error)) => last = error,
+                // The driver does not tell that a topic was deleted.
+                None if checked.elapsed() >= SILENCE => {
+                    self.check(topic, part)?;
+                    checked = Instant::now();
                 }
                 None => {}
             }
             self.go_on(topic, since, &last)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the partition is still as long as it was.
+    fn check(&self, topic: &str, part: &Part) -> Result<(), Stop> {
+        if self.part(topic, part.partition)?.high < part.high {
+            return Err(self.replaced(topic).into());
         }
         Ok(())
     }
@@ -349,6 +360,10 @@ impl Reader<'_> {
         })?;
         if batch.is_empty() { Ok(()) } else { send(&mut batch) }
     }
+}
+
+fn silence() -> DriverError {
+    DriverError::MessageConsumption(Code::OperationTimedOut)
 }
 
 fn raw(offset: i64) -> u64 {
