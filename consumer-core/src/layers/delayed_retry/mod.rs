@@ -10,6 +10,10 @@
 //! one, and so does what waiting cannot help, a permanent or undecodable failure. A failure that asks for a wait
 //! ([`Failure::retry_after`]) gets the next delay that is as long; the longest where none is, with a warning.
 //!
+//! A message that has waited here for as long as its broker lets it be held ([`Message::hold_until`]: RabbitMQ closes a
+//! channel over one that is held for too long) goes on waiting at the broker, for the shortest delay, instead of being handed
+//! back. That counts as no attempt and no round.
+//!
 //! Each further round is one call more, where the retry layer inside counts to a limit: that limit bounds the attempts
 //! over all processes, and what comes at it gets exactly one.
 //!
@@ -133,7 +137,7 @@ pub use service::DelayedRetry;
 use service::Shared;
 
 #[cfg(doc)]
-use crate::{Failure, Outgoing};
+use crate::{Failure, Message, Outgoing};
 
 /// Hands a message that failed to the broker, to come again after a delay. See the [module](self).
 ///

@@ -12,7 +12,7 @@ use tower::Service;
 use super::{
     DelayedRetryLayer,
     parking::Seat,
-    policy::{Next, next},
+    policy::{Next, next, parked},
     turn::{ordering_of, refuse},
 };
 use crate::{
@@ -85,8 +85,11 @@ where
 impl<P: Publisher> DealsWith for Shared<P> {
     fn deal_with(self: Arc<Self>, message: Message, failure: Failure) -> Result<Dealing, Failure> {
         match self.next(&message, &failure) {
+            None if self.is_put_off(&message, &failure) && !is_in_order(&message) => {
+                Ok(Box::pin(self.put_off(message, failure, None)))
+            }
             None => Err(failure),
-            Some(_) if ordering_of(&message) == Ordering::Key && message.key().is_some() => {
+            Some(_) if is_in_order(&message) => {
                 let origin = message.origin();
                 tracing::error!(%origin, "no delayed retry without an idempotency key: later messages would pass this one");
                 Err(failure)
@@ -152,6 +155,37 @@ impl<P: Publisher> Shared<P> {
         Ok(Outcome::Deferred)
     }
 
+    /// It was handed back only because the broker lets nobody hold it for longer.
+    pub(super) fn is_put_off(&self, message: &Message, failure: &Failure) -> bool {
+        failure.is_cancelled()
+            && message.is_overdue()
+            && !message.is_cancelled()
+            && !self.config.delays.is_empty()
+            && target_of(message.origin()).is_some()
+    }
+
+    /// Waits at the broker instead of here. That counts neither as an attempt nor as a round: the claim is given back with
+    /// what had failed, and the copy asks for what the message asked for.
+    pub(super) async fn put_off(
+        self: Arc<Self>,
+        message: Message,
+        failure: Failure,
+        seat: Option<Seat>,
+    ) -> Result<Outcome, Failure> {
+        let delay = parked(&self.config.delays, Duration::ZERO);
+        let copy = delay.and_then(|delay| self.copy(&message, Headers::with_capacity(6), delay));
+        let (Some(delay), Some(copy)) = (delay, copy) else { return Err(failure) };
+        if let Some(seat) = seat {
+            seat.defer(&message, delay).await?;
+        }
+        if self.publish(&copy, &message).await.is_err() {
+            return Err(failure);
+        }
+        let origin = message.origin();
+        tracing::warn!(%origin, ?delay, "message has waited for as long as it can be held: it goes on waiting at the broker");
+        Ok(Outcome::Deferred)
+    }
+
     fn retry_headers(&self, message: &Message, failure: &Failure, attempt: u32, next: Next) -> Headers {
         let mut headers = Headers::with_capacity(10);
         headers.append(wire::RETRY_ATTEMPT, attempt.to_string());
@@ -200,6 +234,11 @@ pub(super) enum Unpublished {
     HandedBack,
     /// Trying again does not help.
     Refused,
+}
+
+/// Without a seat it would be passed by others of its key.
+fn is_in_order(message: &Message) -> bool {
+    ordering_of(message) == Ordering::Key && message.key().is_some()
 }
 
 /// A count in one of our own headers; what is no number counts as absent.

@@ -9,11 +9,12 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use tower::{ServiceBuilder, service_fn};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    Consumer, DeadLetterLayer, DedupLayer, Failure, Message, Outgoing, Publisher, Report, RetryLayer,
+    Consumer, DeadLetterLayer, DedupLayer, Failure, Message, Outcome, Outgoing, Publisher, Report,
+    RetryLayer,
     memory::{MemoryBroker, MemoryStore, PublishFault},
     runtime::{Health, Ordering, Stack},
 };
@@ -245,4 +246,49 @@ async fn without_delays_any_order_can_be_kept() {
         let consumer = Consumer::new(broker.source("g", ["t"]).finite(), stack).ordering(ordering);
         assert_eq!(consumer.run().await.unwrap().processed, 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fm36_what_was_held_for_too_long_goes_on_waiting_at_the_broker_and_counts_nothing() {
+    let broker = broker(&[]).await;
+    let (store, log) = (MemoryStore::new(), Log::new());
+    let held = |id: &str| {
+        let origin = crate::Origin::Log { system: "memory", topic: "t".into(), partition: 0, offset: 0 };
+        let until = Instant::now() + 60 * SECOND;
+        Message::builder().payload("x").id(id.to_owned()).origin(origin).hold_until(until).build()
+    };
+    let stack = ServiceBuilder::new()
+        .layer(DeadLetterLayer::new(broker.publisher(), "dead"))
+        .layer(layer(&broker))
+        .layer(DedupLayer::new(store.clone(), "c"))
+        .layer(RetryLayer::fixed(3600 * SECOND).jitter(false).max_attempts(3))
+        .service(service_fn({
+            let log = log.clone();
+            move |message: Message| {
+                let at = log.1.elapsed().as_secs();
+                log.0.lock().unwrap().push((at, message.attempt()));
+                async { Err::<(), _>(Failure::transient("down")) }
+            }
+        }));
+    assert_eq!(stack.clone().oneshot(held("1")).await.unwrap(), Outcome::Deferred);
+    assert_eq!(log.all(), [(0, 1)]);
+    sleep(31 * SECOND).await;
+    let copies = broker.records("t");
+    assert_eq!((copies.len(), broker.records("dead").len()), (1, 0));
+    assert_eq!(copies[0].headers().get("retry-round"), None);
+    assert!(copies[0].headers().contains("retry-not-before"));
+    // The copy goes on with what had failed.
+    let copy =
+        Message::builder().payload("x").headers(copies[0].headers().clone()).hold_until(Instant::now());
+    let _ = stack.clone().oneshot(copy.build()).await;
+    assert_eq!(log.all().last(), Some(&(91, 2)));
+
+    // Shut down meanwhile, it is handed back as ever.
+    let token = tokio_util::sync::CancellationToken::new();
+    let cancelled = held("2").with_cancellation(token.clone());
+    let waiting = tokio::spawn(stack.oneshot(cancelled));
+    sleep(SECOND).await;
+    token.cancel();
+    assert!(waiting.await.unwrap().unwrap_err().is_cancelled());
+    assert_eq!(broker.records("t").len(), 1);
 }

@@ -71,6 +71,7 @@ impl<P: Publisher> Shared<P> {
         };
         match self.next(&message, &failure) {
             Some(next) => self.defer(message, failure, next, Some(seat)).await,
+            None if self.is_put_off(&message, &failure) => self.put_off(message, failure, Some(seat)).await,
             None => {
                 // It keeps its place until it is set aside.
                 if is_first {
