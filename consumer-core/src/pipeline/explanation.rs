@@ -38,6 +38,15 @@ impl Explanation {
         &self.limits
     }
 
+    /// Writes it to the log: what is guaranteed as one line of level info, what is missing as a warning each. For the
+    /// start of a service.
+    pub fn log(&self) {
+        tracing::info!(guarantees = %self.guarantees.join(" "), limits = %self.limits.join(" "), "the stack");
+        for gap in &self.missing {
+            tracing::warn!(gap, "something is missing in the stack");
+        }
+    }
+
     /// Layers that are not there, and settings that do not fit together, with what follows from it.
     pub fn missing(&self) -> &[String] {
         &self.missing
@@ -253,8 +262,8 @@ fn missing(facts: &Facts) -> Vec<String> {
     if let (Some(dedup), Some(longest)) = (&facts.dedup, longest_way(facts)) {
         if dedup.retention < longest {
             said.push(format!(
-                "The retention of {} is shorter than the time that retries may take ({}): a message that comes back \
-                 that late runs again.",
+                "The retention of {} is shorter than the longest way back that this stack knows ({}: attempts, waits \
+                 and delays): a duplicate that comes so late runs again.",
                 words(dedup.retention),
                 words(longest)
             ));
@@ -270,11 +279,20 @@ fn missing(facts: &Facts) -> Vec<String> {
     said
 }
 
-/// The longest time from the first attempt to the end of the last, as far as it is known.
+/// The longest time from the first attempt to the end of the last, as far as it is known. A failure that asks for a wait
+/// of its own may make it longer.
 fn longest_way(facts: &Facts) -> Option<Duration> {
-    let retry = facts.retry.as_ref()?;
-    let calls = facts.timeout.unwrap_or(Duration::ZERO).saturating_mul(retry.max_attempts);
-    Some(retry.horizon?.saturating_add(calls))
+    let waits = facts.retry.as_ref().map(|retry| retry.horizon).unwrap_or_default();
+    let delays = facts.delayed_retry.as_ref().map_or(&[][..], |delayed| &delayed.delays);
+    if waits.is_none() && delays.is_empty() {
+        return None;
+    }
+    let attempts = facts.retry.as_ref().map_or(1, |retry| retry.max_attempts);
+    // Each delay is followed by one call.
+    let calls = attempts.saturating_add(u32::try_from(delays.len()).unwrap_or(u32::MAX));
+    let calls = facts.timeout.unwrap_or_default().saturating_mul(calls);
+    let delays = delays.iter().fold(Duration::ZERO, |sum, delay| sum.saturating_add(*delay));
+    Some(waits.unwrap_or_default().saturating_add(calls).saturating_add(delays))
 }
 
 fn words(duration: Duration) -> String {

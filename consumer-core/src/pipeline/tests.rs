@@ -105,6 +105,13 @@ async fn panics_are_caught_unless_turned_off() {
     assert!(task.await.unwrap_err().is_panic());
 }
 
+fn delayed() -> DelayedRetryFacts {
+    let mut facts = Facts::default();
+    let broker = crate::memory::MemoryBroker::new();
+    crate::DelayedRetryLayer::new(broker.publisher()).explain(&mut facts);
+    facts.delayed_retry.unwrap()
+}
+
 fn dedup() -> DedupFacts {
     DedupFacts {
         consumer: "order-mails".into(),
@@ -185,13 +192,18 @@ fn settings_that_do_not_fit_are_named() {
         ..Facts::default()
     };
     let short = |facts: &Facts| {
-        Explanation::of(facts)
-            .missing()
-            .iter()
-            .any(|gap| gap.contains("shorter than the time that retries may take"))
+        Explanation::of(facts).missing().iter().any(|gap| gap.contains("shorter than the longest way back"))
     };
     assert!(short(&with(79 * SECOND)), "waits of 30 s and five calls of 10 s");
     assert!(!short(&with(80 * SECOND)));
+    // A minute and an hour at the broker, and a call of 10 s after each.
+    let delayed = |retention| Facts {
+        delayed_retry: Some(DelayedRetryFacts { delays: vec![60 * SECOND, 3600 * SECOND], ..delayed() }),
+        ..with(retention)
+    };
+    assert!(short(&delayed(3759 * SECOND)) && !short(&delayed(3760 * SECOND)));
+    let alone = |retention| Facts { retry: None, timeout: None, ..delayed(retention) };
+    assert!(short(&alone(3659 * SECOND)) && !short(&alone(3660 * SECOND)));
     let lease = Explanation::of(&with(20 * SECOND));
     assert!(
         lease.missing().iter().any(|gap| gap == "The retention of 20s is shorter than the lease of 30s.")
