@@ -51,14 +51,17 @@ pub async fn asking_twice_about_a_parked_key_changes_nothing<T: StoreUnderTest>(
         case.expect_behind(2, "it comes again").await;
         case.expect_behind(3, "it comes again").await;
     }
+    for id in [1, 2, 3] {
+        case.expect_turn(id, ParkReply::First, "each has one place").await;
+        case.leave(id).await;
+    }
+    case.expect_turn(3, ParkReply::Free, "each had one place").await;
+    case.defer(1, 1.0).await;
+    case.expect_behind(2, "another one waits").await;
     for _ in 0..2 {
         case.leave(1).await;
+        case.expect_turn(2, ParkReply::First, "leaving twice takes nobody else along").await;
     }
-    case.expect_turn(2, ParkReply::First, "each has one place").await;
-    case.leave(2).await;
-    case.expect_turn(3, ParkReply::First, "each has one place").await;
-    case.leave(3).await;
-    case.expect_turn(3, ParkReply::Free, "each had one place").await;
 }
 
 /// The bound is for those who come, not for those who wait already or have run and failed.

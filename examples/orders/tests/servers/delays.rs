@@ -60,3 +60,31 @@ fn fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_on
         assert_eq!(told, [Some(&*topic.name), Some("kafka")], "not where it waited");
     }
 }
+
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm22_later_orders_of_a_key_wait_behind_the_one_that_waits_at_the_broker() {
+    let topic = Topic::shared(Broker::RabbitMq, "parked").ordered();
+    let of_key = |key: &str, id: &str, email: &str| {
+        let payload = format!(r#"{{"order_id":"{id}","email":"{email}"}}"#);
+        Message::builder().payload(payload).key(key.to_owned()).id(id.to_owned()).build()
+    };
+    let mut messages = vec![of_key("slow", "slow-0", "ann@flaky.example")];
+    for nth in 1..20 {
+        messages.push(of_key("slow", &format!("slow-{nth}"), "ann@example.com"));
+        messages.push(of_key(&format!("quick-{nth}"), &format!("quick-{nth}"), "ann@example.com"));
+    }
+    topic.publish(messages);
+    let folder = Folder::new();
+    let log = folder.path("mails.jsonl");
+    let mut arguments = topic.arguments("consume");
+    arguments.extend(["--mail-log".to_owned(), log.to_str().unwrap().to_owned()]);
+    let options = "--attempts 1 --delays 2s,3s --ordering key --until-idle 5s";
+    arguments.extend(options.split(' ').map(str::to_owned));
+    let done = run(arguments.iter().map(String::as_str)).ok();
+    assert_eq!((done.number("processed"), done.number("retried")), (39, 2), "{:?}", done.report());
+    assert!(done.stderr.contains("1000 of a key wait"), "{}", done.stderr);
+    let sent: Vec<_> = mails(&log).into_iter().map(|mail| mail.message_id).collect();
+    assert!(sent[..19].iter().all(|id| id.starts_with("quick")), "other keys go on: {sent:?}");
+    assert_eq!(sent[19..], (0..20).map(|nth| format!("slow-{nth}")).collect::<Vec<_>>());
+}
