@@ -263,9 +263,7 @@ const OURS: [&str; 7] = [
 
 /// Whether a queue has the name of one in which messages wait, as [`Queue::waiting`] makes it.
 pub(crate) fn is_waiting(name: &str) -> bool {
-    let delay = name.rsplit_once(".retry.").map(|(_, delay)| delay);
-    let number = delay.and_then(|delay| delay.strip_suffix("ms").or_else(|| delay.strip_suffix('s')));
-    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    name.rsplit_once(".retry.").is_some_and(|(_, delay)| wire::parse_delay(delay).is_some())
 }
 
 /// A quorum queue with the defaults.

@@ -134,8 +134,8 @@ impl KafkaSourceBuilder {
     /// that is longer, and a `max.message.bytes` of the largest of the topics plus 16 KiB. Existing ones are left alone.
     /// Where the broker does not let this user create topics, the error lists them.
     ///
-    /// **A delay that is taken off the list leaves what waits for it at the broker**, where the retention ends it: keep it
-    /// until its topic has been consumed.
+    /// A delay may be taken off the list: its topic is still consumed as long as it exists, and no longer written to. Delete
+    /// it when it is empty.
     ///
     /// In a [`replay`](Self::replay) they are named `<group>.retry.<name>.<delay>`.
     pub fn delays(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {

@@ -17,11 +17,13 @@ use crate::{
     codes::is_of_a_rebalance,
     error::{KafkaError, Kind},
     rebalance::Callbacks,
+    retry::{RetryTopic, RetryTopics},
     trouble,
 };
 
 /// One look-up; a client that is not connected answers late.
 const CALL: Duration = Duration::from_secs(10);
+const LIST: Duration = Duration::from_secs(10);
 /// A topic that was just created is not known everywhere at once.
 const MISSING_FOR: Duration = Duration::from_secs(3);
 const LOOK_UP_FOR: Duration = Duration::from_secs(60);
@@ -180,6 +182,22 @@ pub(crate) fn check_topics<'a>(
     }
     callbacks.trouble.clear();
     Ok(())
+}
+
+/// Looks for retry topics of the group whose delays are no longer configured.
+pub(crate) fn find_left_over(consumer: &BaseConsumer<Callbacks>, topics: &[String], retry: &RetryTopics) {
+    match consumer.fetch_metadata(None, LIST) {
+        Ok(all) => {
+            let names = all.topics().iter().map(|topic| topic.name());
+            retry.find_left_over(names.filter(|name| !topics.iter().any(|topic| topic == name)));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "topics could not be listed: copies for delays no longer configured are not looked for");
+        }
+    }
+    for RetryTopic { name, .. } in retry.left_over() {
+        tracing::info!(topic = name, "its delay is no longer configured: what waits in it is consumed");
+    }
 }
 
 fn check_topic(

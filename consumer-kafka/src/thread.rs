@@ -94,7 +94,10 @@ fn start(consumer: &Arc<BaseConsumer<Callbacks>>, connection: &Connection) -> Re
     start::check_topics(consumer, &callbacks, options.topics.iter().map(String::as_str))?;
     create_missing(connection, options)?;
     start::check_topics(consumer, &callbacks, options.retry.names())?;
-    let topics: Vec<&str> = options.topics.iter().map(String::as_str).chain(options.retry.names()).collect();
+    start::find_left_over(consumer, &options.topics, &options.retry);
+    let left_over = options.retry.left_over().iter().map(|topic| &*topic.name);
+    let topics: Vec<&str> =
+        options.topics.iter().map(String::as_str).chain(options.retry.names()).chain(left_over).collect();
     tracing::info!(
         brokers = callbacks.brokers,
         group = options.scope(),

@@ -152,6 +152,30 @@ async fn a_copy_comes_after_its_delay_in_its_order_and_to_no_other_group() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
+async fn what_waits_for_a_delay_that_is_no_longer_configured_comes_all_the_same() {
+    let group = Group::new(1, 2 * SECOND).await;
+    let mut first = group.member();
+    first.connected().await;
+    delayed(&group.publisher(), &group.topic, group.delay, 0..20).await;
+    first.close().await.unwrap();
+    // A deployment with other delays, and one with none.
+    for (delays, numbers) in [(vec![HOUR], 0..20), (vec![], 20..30)] {
+        let later =
+            KafkaSource::builder(&group.brokers).group(&group.name).topic(&group.topic).delays(delays);
+        let mut later = Member::new(later);
+        let got = later.receive(numbers.len()).await;
+        assert_eq!(self::numbers(&got), numbers.collect::<Vec<_>>());
+        assert!(got.iter().all(|delivery| due(&delivery.message) <= SystemTime::now()), "too early");
+        later.ack(&got);
+        let stray = later.source.publisher().unwrap().publish(copy(&group.topic, 0).delay(group.delay));
+        assert!(!stray.await.unwrap_err().is_transient(), "nothing new is put there");
+        later.close().await.unwrap();
+        delayed(&group.publisher(), &group.topic, group.delay, 20..30).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
 async fn missing_retry_topics_are_created_as_large_as_their_source_and_others_left_alone() {
     let group = Group::new(3, 2 * SECOND).await;
     let admin = KafkaAdmin::new(&group.brokers).unwrap();

@@ -71,6 +71,16 @@ pub fn format_delay(delay: Duration) -> String {
     if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
 }
 
+/// Reads a delay as [`format_delay`] writes it.
+pub fn parse_delay(text: &str) -> Option<Duration> {
+    let (number, unit): (_, fn(u64) -> Duration) = match text.strip_suffix("ms") {
+        Some(number) => (number, Duration::from_millis),
+        None => (text.strip_suffix('s')?, Duration::from_secs),
+    };
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    number.parse().ok().filter(|_| is_number).map(unit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +97,11 @@ mod tests {
         let written = [30_000, 1_500, 1_000, 300_000, 0].map(|ms| format_delay(Duration::from_millis(ms)));
         assert_eq!(written, ["30s", "1500ms", "1s", "300s", "1ms"]);
         assert_eq!(format_delay(Duration::from_micros(1_999)), "1ms");
+        for text in written {
+            assert_eq!(parse_delay(&text).map(format_delay), Some(text));
+        }
+        for odd in ["", "s", "ms", "30", "+3s", "3m", "30sec", "99999999999999999999s"] {
+            assert_eq!(parse_delay(odd), None, "{odd}");
+        }
     }
 }

@@ -19,7 +19,7 @@ const DEFAULT_MESSAGE_BYTES: u64 = 1_048_588;
 /// # Errors
 /// When no broker answers in time, or a topic cannot be created: then with what to create.
 pub(crate) fn create_missing(connection: &Connection, options: &Options) -> Result<(), KafkaError> {
-    if options.retry.is_empty() {
+    if options.retry.names().next().is_none() {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|error| {

@@ -9,7 +9,10 @@ use crate::{
     topic::{Broker, Topic, on_both_brokers, order},
 };
 
-on_both_brokers!(fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_once);
+on_both_brokers!(
+    fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_once,
+    fm22_later_orders_of_a_key_wait_behind_the_one_that_waits_at_the_broker,
+);
 
 /// A provider that is down for two attempts, a process that is killed while copies wait, and one that goes on.
 fn fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_once(broker: Broker) {
@@ -61,10 +64,8 @@ fn fm10_fm34_what_waits_at_the_broker_outlives_a_killed_process_and_is_mailed_on
     }
 }
 
-#[test]
-#[ignore = "needs servers: cargo xtask test"]
-fn fm22_later_orders_of_a_key_wait_behind_the_one_that_waits_at_the_broker() {
-    let topic = Topic::shared(Broker::RabbitMq, "parked").ordered();
+fn fm22_later_orders_of_a_key_wait_behind_the_one_that_waits_at_the_broker(broker: Broker) {
+    let topic = Topic::shared(broker, "parked").ordered();
     let of_key = |key: &str, id: &str, email: &str| {
         let payload = format!(r#"{{"order_id":"{id}","email":"{email}"}}"#);
         Message::builder().payload(payload).key(key.to_owned()).id(id.to_owned()).build()
