@@ -28,17 +28,16 @@ async fn process() {
     }
 }
 
-fn source() -> (BoxSource, DynPublisher) {
-    let (url, topic) = (variable("URL"), variable("TOPIC"));
+pub(crate) fn source(url: &str, topic: &str) -> (BoxSource, DynPublisher) {
     if url.starts_with("kafka") {
-        let source = consumer_kafka::KafkaSource::from_url(url).group(&*topic).topic(&*topic);
+        let source = consumer_kafka::KafkaSource::from_url(url).group(topic).topic(topic);
         // A member that was killed is missed sooner.
         let source = source.property("session.timeout.ms", "6000");
         let source = source.delays([DELAY]).commit_every(Duration::from_millis(500)).build().unwrap();
         let publisher = DynPublisher::new(source.publisher().unwrap());
         return (Box::new(source), publisher);
     }
-    let queue = consumer_amqp::Queue::quorum(&*topic).dead_letter(format!("{topic}.dead"));
+    let queue = consumer_amqp::Queue::quorum(topic).dead_letter(format!("{topic}.dead"));
     let source = consumer_amqp::AmqpSource::builder(url).queue(queue).build().unwrap();
     let publisher = DynPublisher::new(source.publisher().unwrap());
     (Box::new(source), publisher)
@@ -50,7 +49,7 @@ const IDLE: Duration = Duration::from_secs(7);
 
 /// `defer`: the first attempt fails, and waits at the broker. `bounce`: all fail for good. `repaired`: all succeed.
 async fn consume(work: String, fuse: Fuse) {
-    let (source, publisher) = source();
+    let (source, publisher) = source(&variable("URL"), &variable("TOPIC"));
     let store = RedisStore::connect(variable("REDIS")).await.unwrap();
     let (topic, log) = (variable("TOPIC"), variable("LOG"));
     let delays = if work == "defer" { vec![DELAY] } else { vec![] };

@@ -6,4 +6,5 @@ mod child;
 mod deferred;
 mod fuse;
 mod redriven;
+mod same_id;
 mod world;

@@ -7,13 +7,13 @@ use super::{
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
-fn fm27_fm33_kafka_loses_nothing_wherever_a_dead_letter_is_cut() {
+fn fm27_kafka_loses_nothing_wherever_a_dead_letter_is_cut() {
     each(&Step::ALL, |step| dead_letter_cut_at(KAFKA, step));
 }
 
 #[test]
 #[ignore = "needs servers: cargo xtask test"]
-fn fm27_fm33_rabbitmq_loses_nothing_wherever_a_dead_letter_is_cut() {
+fn fm27_rabbitmq_loses_nothing_wherever_a_dead_letter_is_cut() {
     each(&Step::ALL, |step| dead_letter_cut_at(RABBITMQ, step));
 }
 

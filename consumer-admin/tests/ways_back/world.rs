@@ -26,9 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct World {
     pub(crate) url: String,
     pub(crate) topic: String,
-    redis: String,
+    pub(crate) redis: String,
     folder: tempfile::TempDir,
-    runtime: Runtime,
+    pub(crate) runtime: Runtime,
 }
 
 impl World {
@@ -71,11 +71,15 @@ impl World {
         self.runtime.block_on(async {
             let publisher = Broker::from_url(&*self.url).unwrap().publisher().unwrap();
             for nth in 0..MESSAGES {
-                let message = Message::builder().payload(format!("payload of {nth}")).key(format!("k-{nth}"));
-                let message = message.id(format!("m-{nth}")).build();
-                publisher.publish(Outgoing::new(&*self.topic, message)).await.unwrap();
+                publisher.publish(self.outgoing(nth, "payload")).await.unwrap();
             }
         });
+    }
+
+    /// The message of this number, with a payload.
+    pub(crate) fn outgoing(&self, nth: usize, payload: &'static str) -> Outgoing {
+        let message = Message::builder().payload(payload).key(format!("k-{nth}")).id(format!("m-{nth}"));
+        Outgoing::new(&*self.topic, message.build())
     }
 
     fn log(&self) -> PathBuf {
