@@ -26,6 +26,7 @@ mod group;
 mod source;
 mod state;
 mod store;
+mod swept;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,6 @@
 //! The dedup store in memory.
 
 use std::{
-    collections::HashMap,
     fmt,
     future::{Future, ready},
     hash::{Hash, Hasher},
@@ -16,7 +15,10 @@ use std::{
 use futures_util::future::Either;
 use tokio::sync::oneshot;
 
-use super::clock::Clock;
+use super::{
+    clock::Clock,
+    swept::{Expires, Swept},
+};
 use crate::dedup::{
     Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal, Resolution,
     Resolved, StoreError, StoreKey,
@@ -25,7 +27,6 @@ use crate::dedup::{
 };
 
 const SHARDS: usize = 16;
-const SWEEP_FROM: usize = 1024;
 
 /// Keeps the state of idempotency keys in this process.
 ///
@@ -104,17 +105,6 @@ struct Completed {
 }
 
 type Halves = [u64; 2];
-
-/// A map that is swept once for each doubling: that costs each key a constant share, and at most half of the map is
-/// expired.
-struct Swept<K, V> {
-    by_key: HashMap<K, V, foldhash::fast::RandomState>,
-    sweep_at: usize,
-}
-
-trait Expires {
-    fn is_alive(&self, now: u64) -> bool;
-}
 
 #[derive(Default)]
 struct Faults {
@@ -508,21 +498,5 @@ impl Hash for Key {
         let [high, low] = self.0;
         state.write_u64(high);
         state.write_u64(low);
-    }
-}
-
-impl<K: Eq + Hash, V: Expires> Swept<K, V> {
-    fn insert(&mut self, key: K, value: V, now: u64) {
-        if self.by_key.len() >= self.sweep_at {
-            self.by_key.retain(|_, value| value.is_alive(now));
-            self.sweep_at = (self.by_key.len() * 2).max(SWEEP_FROM);
-        }
-        self.by_key.insert(key, value);
-    }
-}
-
-impl<K, V> Default for Swept<K, V> {
-    fn default() -> Self {
-        Self { by_key: HashMap::default(), sweep_at: SWEEP_FROM }
     }
 }

@@ -233,3 +233,18 @@ fn layers_of_other_crates_are_told_in_their_words() {
     assert_eq!(facts.foreign, ["Sheds load."]);
     assert!(facts.trace);
 }
+
+#[test]
+fn what_becomes_of_the_order_in_a_delayed_retry_is_told() {
+    let layer = || {
+        crate::DelayedRetryLayer::new(crate::memory::MemoryBroker::new().publisher()).delays([30 * SECOND])
+    };
+    let told = Pipeline::new().delayed_retry(layer()).explain().to_string();
+    assert!(told.contains("later messages of its key pass it"), "{told}");
+    assert!(told.contains("A run with any order is refused"), "{told}");
+    let dedup = crate::DedupLayer::new(crate::memory::MemoryStore::new(), "mails");
+    let parking = dedup.parking().limit(50);
+    let told = Pipeline::new().delayed_retry(layer().parking(parking)).dedup(dedup).explain().to_string();
+    assert!(told.contains("When 50 of a key wait, further ones are set aside"), "{told}");
+    assert!(told.contains("A run with `ordering(Partition)` is refused"), "{told}");
+}

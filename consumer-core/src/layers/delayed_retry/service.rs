@@ -127,7 +127,7 @@ impl<P: Publisher> Shared<P> {
         let attempt = failure.attempts().unwrap_or(message.attempt()).saturating_add(1);
         let headers = self.retry_headers(&message, &failure, attempt, next);
         let Some(outgoing) = self.copy(&message, headers, next.delay) else { return Err(failure) };
-        // Before the copy: while one exists, later messages of the key must not pass it.
+        // Once the original is done with, later messages of the key would pass it.
         if let Some(seat) = seat {
             seat.defer(&message, next.delay).await?;
             failure.set_seat(seat);
