@@ -207,6 +207,11 @@ async fn a_topic_of_marks_that_forgets_is_refused_and_one_with_more_partitions_d
     admin.ensure_topic(&settled, 3, &[("cleanup.policy", "compact")]).await.unwrap();
     discard(&mut letters, all.iter().map(DeadLetter::place).take(4)).await;
     assert_eq!(numbers(&list(&brokers, &topic).await), [4]);
+
+    delete(&brokers, &settled).await;
+    let again = async { while letters.settle(all[4].place(), DISCARDED).await.is_err() {} };
+    timeout(LIMIT, again).await.expect("created anew in time");
+    assert_eq!(numbers(&list(&brokers, &topic).await), [0, 1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -494,7 +499,7 @@ async fn a_topic_that_goes_away_while_it_is_read_does_not_look_complete() {
         let topic = topic(&brokers, 1).await;
         fill(&brokers, &topic).await;
         let mut letters = open(&brokers, &topic).await;
-        next(&mut letters).await.unwrap().unwrap();
+        let mut last = next(&mut letters).await.unwrap().unwrap().place();
         delete(&brokers, &topic).await;
         if anew {
             KafkaAdmin::new(&brokers).unwrap().ensure_topic(&topic, 1, &[]).await.unwrap();
@@ -502,7 +507,11 @@ async fn a_topic_that_goes_away_while_it_is_read_does_not_look_complete() {
         }
         let error = loop {
             match next(&mut letters).await {
-                Ok(letter) => assert!(letter.is_some(), "it looks complete"),
+                Ok(letter) => {
+                    let place = letter.expect("it looks complete").place();
+                    assert!(place > last, "{place} after {last}: a letter of the new topic");
+                    last = place;
+                }
                 Err(error) => break error,
             }
         };
