@@ -1,5 +1,7 @@
 //! The program as an operator calls it, as far as that needs no server.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
 use std::process::{Command, Output};
 
 fn admin(arguments: &str) -> Output {

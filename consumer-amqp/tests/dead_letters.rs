@@ -195,7 +195,7 @@ async fn what_is_settled_is_gone_and_the_rest_is_there_in_its_order() {
     let mut kept = Vec::new();
     // Settled while further ones are read, by consumers that are read and by those before.
     while let Some(letter) = next(&mut letters).await {
-        if number(letter.message()) % 3 == 0 {
+        if number(letter.message()).is_multiple_of(3) {
             settle(&mut letters, [&letter]).await;
         } else {
             kept.push(letter);
@@ -219,7 +219,7 @@ async fn after_a_close_nothing_that_was_settled_comes_again_in_50_runs() {
         let mut letters = open(&url, &name).await;
         let all = take(&mut letters, usize::MAX).await;
         let (kept, settled): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|letter| (number(letter.message()) + run) % 3 == 0);
+            all.into_iter().partition(|letter| (number(letter.message()) + run).is_multiple_of(3));
         settle(&mut letters, &settled).await;
         close(letters).await;
         assert_eq!(list(&url, &name).await, numbers(&kept), "in run {run}");

@@ -22,7 +22,7 @@ use rdkafka::{
 use tokio::time::timeout;
 use xtask::servers::{Kafka, shared_kafka};
 
-const DISCARDED: &Settled = &Settled::Discarded;
+const DISCARDED: Settled = Settled::Discarded;
 
 async fn open(brokers: &str, topic: &str) -> Box<dyn Letters> {
     let letters = KafkaAdmin::new(brokers).unwrap().dead_letters(topic);
@@ -148,7 +148,7 @@ async fn what_is_settled_is_not_read_again_whoever_reads() {
     let answers: Vec<_> = [0, 4, 9]
         .map(|n: usize| {
             let how = if n == 4 { Settled::Redriven } else { Settled::Discarded };
-            letters.settle(all[n].place(), &how)
+            letters.settle(all[n].place(), how)
         })
         .into();
     // Settled by the call: nobody waits for the first.

@@ -1,5 +1,7 @@
 //! The operator's page names log lines, metrics, options and commands that exist.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
 use std::{fs, path::Path};
 
 const PAGE: &str = include_str!("../../docs/operations.md");

@@ -73,6 +73,9 @@ pub async fn discard(
         loop {
             let batch = take(&mut *letters, filter, options, &mut report).await?;
             let Some(batch) = batch else { return Ok(()) };
+            if report.discarded == 0 {
+                letters.prepare().await?;
+            }
             for letter in &batch {
                 let line = ExportedLetter::new(letter).discarded(&options.because, SystemTime::now());
                 line.write_to(&mut file)?;

@@ -196,6 +196,9 @@ impl<'a> Work<'a> {
                     Some(letter) => {
                         self.report.read += 1;
                         if filter.fits(&letter) {
+                            if self.report.matched == 0 && !self.options.dry_run {
+                                self.letters.prepare().await?;
+                            }
                             self.report.matched += 1;
                             waiting = Some(letter);
                         }

@@ -6,7 +6,7 @@ use std::{
 
 use consumer_core::{
     DynPublisher, Message, Outgoing, Publisher,
-    dead_letters::{DeadLetters, Letters},
+    dead_letters::{BoxFuture, DeadLetter, DeadLetters, DeadLettersError, Letters, Place, Settled},
     memory::{MemoryBroker, PublishFault},
     message::wire,
 };
@@ -244,4 +244,49 @@ async fn stats_take_errors_that_differ_by_a_number_together() {
         ("attempts-exhausted", "Provider said #", 20)
     );
     assert_eq!(groups[1].first, Some(SystemTime::UNIX_EPOCH));
+}
+
+/// Letters that can be read and not settled, as with no right to write.
+#[derive(Debug)]
+struct ReadOnly(Box<dyn Letters>);
+
+#[async_trait::async_trait]
+impl Letters for ReadOnly {
+    fn expected(&self) -> Option<u64> {
+        self.0.expected()
+    }
+
+    async fn next(&mut self) -> Result<Option<DeadLetter>, DeadLettersError> {
+        self.0.next().await
+    }
+
+    fn prepare(&mut self) -> BoxFuture<Result<(), DeadLettersError>> {
+        Box::pin(std::future::ready(Err(DeadLettersError::new("this user may only read"))))
+    }
+
+    fn settle(&mut self, _: Place, _: Settled) -> BoxFuture<Result<(), DeadLettersError>> {
+        self.prepare()
+    }
+
+    async fn close(self: Box<Self>) -> Result<(), DeadLettersError> {
+        self.0.close().await
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_settled_nothing_is_published_or_thrown_away() {
+    let broker = broker(3).await;
+    let read_only = async || Box::new(ReadOnly(open(&broker).await)) as Box<dyn Letters>;
+    let how = Redrive::default();
+    let refused = redrive(read_only().await, publisher(&broker), &Filter::default(), &how, |_| {}).await;
+    assert!(refused.unwrap_err().chain().contains("may only read"));
+    assert!(broker.records("orders").is_empty());
+    let file = tempfile::tempfile().unwrap();
+    let how = Discard::because("tests");
+    let refused = discard(read_only().await, &Filter::default(), &how, file, |_| {}).await;
+    assert!(refused.unwrap_err().chain().contains("may only read"));
+    let how = Redrive::default().dry_run(true);
+    let plan =
+        redrive(read_only().await, publisher(&broker), &Filter::default(), &how, |_| {}).await.unwrap();
+    assert_eq!((plan.redriven, broker.records("orders.dead").len()), (3, 3));
 }

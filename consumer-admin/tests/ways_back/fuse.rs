@@ -198,6 +198,10 @@ impl Letters for Fused<Box<dyn Letters>> {
         self.0.next().await
     }
 
+    fn prepare(&mut self) -> BoxFuture<Result<(), DeadLettersError>> {
+        self.0.prepare()
+    }
+
     fn settle(&mut self, place: Place, how: Settled) -> BoxFuture<Result<(), DeadLettersError>> {
         self.1.reached(Step::Confirmed);
         let (settled, fuse) = (self.0.settle(place, how), self.1.clone());

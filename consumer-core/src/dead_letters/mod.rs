@@ -54,6 +54,18 @@ pub trait Letters: fmt::Debug + Send + Sync {
     /// No letter is left out: one that was on its way comes with the next call.
     async fn next(&mut self) -> Result<Option<DeadLetter>, DeadLettersError>;
 
+    /// Makes sure, as far as that can be known beforehand, that letters can be settled. To be called before the first is
+    /// published or thrown away: what cannot be settled would be published again and again.
+    ///
+    /// # Errors
+    /// When letters cannot be settled, with what to do about it. Trying again is safe.
+    ///
+    /// # Cancel safety
+    /// Nothing is settled.
+    fn prepare(&mut self) -> BoxFuture<Result<(), DeadLettersError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Says that a letter is dealt with: it is never read again. `Ok` means that the broker was told. Where it confirms this
     /// (Kafka), it is certain from then on; where it does not (RabbitMQ), from the end of [`close`](Self::close), and the
     /// letters settled last may be read again if this process dies or the connection breaks before that.

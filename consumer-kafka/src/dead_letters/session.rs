@@ -12,6 +12,9 @@ use super::{
     settler::Settler,
 };
 
+/// No letter lies at an offset like that.
+const NOWHERE: Place = Place { scope: 0, seq: u64::MAX };
+
 pub(super) struct Session {
     topic: String,
     expected: u64,
@@ -65,6 +68,11 @@ impl Letters for Session {
                 None => return Err(reader::ended(&self.topic)),
             }
         }
+    }
+
+    /// Writes what a mark would need the rights for, and no mark.
+    fn prepare(&mut self) -> BoxFuture<Result<(), DeadLettersError>> {
+        self.settler.settle(marks::tombstone(NOWHERE))
     }
 
     fn settle(&mut self, place: Place, how: Settled) -> BoxFuture<Result<(), DeadLettersError>> {
