@@ -40,6 +40,7 @@ pub struct FailureError {
     first_failed_at: Option<SystemTime>,
     dead_letter_to: Option<Box<str>>,
     consumer: Option<Arc<str>>,
+    redrive: Option<u32>,
     claim: Option<SharedClaim>,
     seat: Option<Seat>,
     source: Option<BoxError>,
@@ -82,6 +83,7 @@ impl Failure {
             first_failed_at: None,
             dead_letter_to: None,
             consumer: None,
+            redrive: None,
             claim: None,
             seat: None,
             source,
@@ -127,6 +129,7 @@ impl Failure {
                         failure.0.first_failed_at = inner.first_failed_at;
                         failure.0.dead_letter_to.clone_from(&inner.dead_letter_to);
                         failure.0.consumer.clone_from(&inner.consumer);
+                        failure.0.redrive = inner.redrive;
                         failure.0.claim.clone_from(&inner.claim);
                         failure.0.seat.clone_from(&inner.seat);
                         failure.0.source = Some(error);
@@ -202,6 +205,11 @@ impl Failure {
         self.0.consumer = Some(consumer);
     }
 
+    /// How often the message was redriven, as the store knows.
+    pub(crate) fn redrive_count(&self) -> Option<u32> {
+        self.0.redrive
+    }
+
     pub(crate) fn first_failed_at(&self) -> Option<SystemTime> {
         self.0.first_failed_at
     }
@@ -212,6 +220,7 @@ impl Failure {
 
     /// Puts the claim of the message into its failure: whoever deals with the failure resolves it.
     pub(crate) fn set_claim(&mut self, claim: HeldClaim) {
+        self.0.redrive = Some(claim.claim().redrive);
         self.0.claim = Some(SharedClaim::new(claim));
     }
 

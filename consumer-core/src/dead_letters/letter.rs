@@ -144,14 +144,11 @@ impl DeadLetter {
         self.header(wire::DEAD_LETTER_SOURCE)
     }
 
-    /// The topic or queue that its consumer consumes, where it goes back to. Of a delayed copy it is the first one, not
-    /// the topic it waited in.
+    /// The topic or queue that its consumer consumes, where it goes back to.
     pub fn origin(&self) -> Option<&str> {
-        let ours = [wire::RETRY_PREFIX, wire::DEAD_LETTER_PREFIX].into_iter().find_map(|prefix| {
-            self.header(&format!("{prefix}topic")).or_else(|| self.header(&format!("{prefix}queue")))
-        });
+        let ours = || self.header("dead-letter-topic").or_else(|| self.header("dead-letter-queue"));
         let broker = || self.death.as_ref().map(|death| &*death.queue).filter(|_| !self.is_ours());
-        ours.or_else(broker).filter(|name| !name.is_empty())
+        ours().or_else(broker).filter(|name| !name.is_empty())
     }
 
     /// The idempotency key a publisher stamped, as text.

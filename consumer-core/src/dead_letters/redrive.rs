@@ -42,7 +42,7 @@ pub fn redriven(letter: &DeadLetter, to: Option<Arc<str>>, now: SystemTime) -> R
     let mut set = Headers::with_capacity(8);
     set.append(wire::REDRIVE_COUNT, count.to_string());
     set.append(wire::REDRIVEN_AT, wire::format_time(now));
-    let first = [wire::REDRIVE_PREFIX, wire::RETRY_PREFIX, wire::DEAD_LETTER_PREFIX]
+    let first = [wire::REDRIVE_PREFIX, wire::DEAD_LETTER_PREFIX]
         .into_iter()
         .find(|prefix| headers.contains(&format!("{prefix}source")));
     for name in first.into_iter().flat_map(|_| ORIGIN) {

@@ -134,9 +134,11 @@ fn cloud_event(message: &Message) -> Option<Bytes> {
 fn position(message: &Message) -> Result<Bytes, Failure> {
     let headers = message.headers();
     for prefix in [wire::REDRIVE_PREFIX, wire::RETRY_PREFIX] {
+        let is_ours = prefix == wire::REDRIVE_PREFIX || message.is_delayed_copy();
         let part = |name: &str| headers.get_str(&format!("{prefix}{name}"));
         if let (Some(topic), Some(partition), Some(offset)) =
             (part("topic"), part("partition"), part("offset"))
+            && is_ours
         {
             return Ok(format!("{topic}/{partition}@{offset}").into());
         }

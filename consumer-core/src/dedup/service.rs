@@ -260,8 +260,8 @@ impl<D: DedupStore> Shared<D> {
             fingerprint: config.fingerprint_of(message)?,
             lease: config.lease,
             grace: config.grace,
-            attempt: count_in(message, wire::RETRY_ATTEMPT).max(1),
-            redrive: count_in(message, wire::REDRIVE_COUNT),
+            attempt: message.retry_count(wire::RETRY_ATTEMPT).max(1),
+            redrive: message.redrive_count(),
         }))
     }
 
@@ -491,11 +491,6 @@ fn busy_wait(remaining: Duration, tries: u32) -> Duration {
     let spread = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
     let wait = soon.min(remaining + Duration::from_millis(1));
     wait + wait / 4 * spread / 255
-}
-
-/// A count in one of our own headers; what is no number counts as absent.
-fn count_in(message: &Message, header: &str) -> u32 {
-    message.headers().get_str(header).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 impl<S: Clone, D> Clone for Dedup<S, D> {

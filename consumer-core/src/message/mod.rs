@@ -1,5 +1,6 @@
 //! What a handler gets: payload, headers, key and identity of one message.
 
+mod copies;
 mod extensions;
 mod headers;
 mod origin;

@@ -62,7 +62,12 @@ pub(super) fn headers(
     consumer: Option<&str>,
     now: SystemTime,
 ) -> Headers {
-    let mut headers = Headers::with_capacity(12);
+    let mut headers = Headers::with_capacity(13);
+    // As the store knows it: this may be the original of a message that was redriven meanwhile, and its own redrive must
+    // not be taken for that one.
+    if let Some(redrive) = failure.redrive_count().filter(|redrive| *redrive > message.redrive_count()) {
+        headers.append(wire::REDRIVE_COUNT, redrive.to_string());
+    }
     headers.append(wire::DEAD_LETTER_REASON, Reason::of(failure).as_str());
     headers.append(wire::DEAD_LETTER_ERROR, cut(failure.cause(), ERROR_LIMIT));
     let attempts = failure.attempts().unwrap_or(message.attempt()).saturating_add(crashes);
@@ -70,11 +75,12 @@ pub(super) fn headers(
     if let Some(consumer) = consumer {
         headers.append(wire::DEAD_LETTER_CONSUMER, consumer.to_owned());
     }
-    let carried = message.headers().get_str(wire::RETRY_FIRST_FAILED_AT).map(str::to_owned);
+    let carried = message.retry_header(wire::RETRY_FIRST_FAILED_AT).map(str::to_owned);
     let first = carried.unwrap_or_else(|| wire::format_time(failure.first_failed_at().unwrap_or(now)));
     headers.append(wire::DEAD_LETTER_FIRST_FAILED_AT, first);
     headers.append(wire::DEAD_LETTER_LAST_FAILED_AT, wire::format_time(now));
-    if !write_first_origin(message.headers(), &mut headers) {
+    let is_copy = message.is_delayed_copy();
+    if !is_copy || !write_first_origin(message.headers(), &mut headers) {
         message.origin().write_to(wire::DEAD_LETTER_PREFIX, message.timestamp(), &mut headers);
     }
     if let Some(defect) = message.defect().filter(|defect| !defect.dropped().is_empty()) {

@@ -283,3 +283,53 @@ async fn a_target_of_its_own_that_is_away_holds_up_only_its_message() {
     assert_eq!(handled.await.unwrap().unwrap(), Outcome::DeadLettered);
     assert_eq!(broker.records("refunds.dead").len(), 1);
 }
+
+/// A redrive is cut off, the original comes again before it and fails.
+#[tokio::test(start_paused = true)]
+async fn fm09_a_dead_letter_counts_the_redrives_that_the_store_knows_of() {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
+    use crate::dead_letters::{DeadLetter, Place, redriven};
+
+    let broker = broker();
+    let (store, repaired) = (MemoryStore::new(), Arc::new(AtomicBool::new(false)));
+    let stack = ServiceBuilder::new()
+        .layer(DeadLetterLayer::new(broker.publisher(), "dead"))
+        .layer(DedupLayer::new(store, "c"))
+        .service(service_fn({
+            let repaired = repaired.clone();
+            move |message: Message| {
+                let repaired = repaired.clone();
+                async move {
+                    message
+                        .wait_or_cancelled(sleep(SECOND))
+                        .await
+                        .ok_or_else(|| Failure::cancelled("stop"))?;
+                    if repaired.load(Ordering::SeqCst) { Ok(()) } else { Err(Failure::permanent("no")) }
+                }
+            }
+        }));
+    let original = || Message::builder().payload("x").id("1").build();
+    assert_eq!(stack.clone().oneshot(original()).await.unwrap(), Outcome::DeadLettered);
+    let redrive = |nth: usize| {
+        let letter = DeadLetter::new(Place { scope: 0, seq: 0 }, broker.records("dead")[nth].clone());
+        let outgoing = redriven(&letter, Some("t".into()), std::time::SystemTime::now()).unwrap();
+        Message::builder().payload("x").headers(outgoing.headers()).build()
+    };
+    let token = CancellationToken::new();
+    token.cancel();
+    let cut_off = stack.clone().oneshot(redrive(0).with_cancellation(token)).await;
+    assert!(cut_off.unwrap_err().is_cancelled());
+    sleep(SECOND).await;
+    assert_eq!(stack.clone().oneshot(original()).await.unwrap(), Outcome::DeadLettered);
+    assert_eq!(stack.clone().oneshot(redrive(0)).await.unwrap(), Outcome::Duplicate);
+    repaired.store(true, Ordering::SeqCst);
+    assert_eq!(
+        stack.oneshot(redrive(1)).await.unwrap(),
+        Outcome::Processed,
+        "and not taken for the first redrive"
+    );
+}

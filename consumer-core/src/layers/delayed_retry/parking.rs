@@ -4,7 +4,6 @@ use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
-use super::service::count_in;
 use crate::{
     Failure, IdempotencyKey, Message,
     dedup::{DedupStore, DynStore, ParkOperation, ParkReply, ParkRequest, StoreKey},
@@ -90,7 +89,7 @@ impl Parking {
     /// The message cannot wait for its turn, and must not be handled out of it.
     pub(super) fn unhandled(&self, message: &Message, why: String) -> Failure {
         let mut failure = Failure::permanent(why);
-        failure.set_attempts(count_in(message, wire::RETRY_ATTEMPT).saturating_sub(1));
+        failure.set_attempts(message.retry_count(wire::RETRY_ATTEMPT).saturating_sub(1));
         failure.set_consumer(self.consumer.clone());
         failure
     }

@@ -69,7 +69,7 @@ where
             return After::whole(Box::pin(refuse(message, why)));
         }
         // A dedup layer inside knows better; without one the count would start anew.
-        let message = match count_in(&message, wire::RETRY_ATTEMPT) {
+        let message = match message.retry_count(wire::RETRY_ATTEMPT) {
             0 => message,
             attempt => message.with_attempt(attempt),
         };
@@ -105,7 +105,7 @@ impl<P: Publisher> Shared<P> {
         if !matches!(failure.kind(), FailureKind::Transient | FailureKind::Exhausted) {
             return None;
         }
-        let next = next(&self.config.delays, count_in(message, wire::RETRY_ROUND), failure.retry_after())?;
+        let next = next(&self.config.delays, message.retry_count(wire::RETRY_ROUND), failure.retry_after())?;
         let origin = message.origin();
         target_of(origin)?;
         if next.is_capped {
@@ -187,10 +187,14 @@ impl<P: Publisher> Shared<P> {
     }
 
     fn retry_headers(&self, message: &Message, failure: &Failure, attempt: u32, next: Next) -> Headers {
-        let mut headers = Headers::with_capacity(10);
+        let mut headers = Headers::with_capacity(11);
+        // As the store knows it: this may be the original of a message that was redriven meanwhile.
+        if let Some(redrive) = failure.redrive_count().filter(|redrive| *redrive > message.redrive_count()) {
+            headers.append(wire::REDRIVE_COUNT, redrive.to_string());
+        }
         headers.append(wire::RETRY_ATTEMPT, attempt.to_string());
         headers.append(wire::RETRY_ROUND, next.round.to_string());
-        if !message.headers().contains(wire::RETRY_FIRST_FAILED_AT) {
+        if message.retry_header(wire::RETRY_FIRST_FAILED_AT).is_none() {
             let first = failure.first_failed_at().unwrap_or_else(|| self.config.clock.now());
             headers.append(wire::RETRY_FIRST_FAILED_AT, wire::format_time(first));
         }
@@ -202,11 +206,13 @@ impl<P: Publisher> Shared<P> {
         let target = target_of(message.origin())?;
         let not_before = self.config.clock.now() + delay;
         headers.append(wire::RETRY_NOT_BEFORE, wire::format_time(not_before));
+        let mut copy = Outgoing::copy(target, message.clone());
         // Of the first copy: where a later one comes from says nothing.
-        if !message.headers().contains(wire::RETRY_SOURCE) {
+        if message.retry_header(wire::RETRY_SOURCE).is_none() {
             message.origin().write_to(wire::RETRY_PREFIX, message.timestamp(), &mut headers);
+            copy = copy.remove_prefix(wire::RETRY_PREFIX);
         }
-        let copy = Outgoing::copy(target, message.clone()).set_all(&headers);
+        let copy = copy.set_all(&headers);
         Some(copy.not_before(not_before).delay(delay))
     }
 
@@ -239,11 +245,6 @@ pub(super) enum Unpublished {
 /// Without a seat it would be passed by others of its key.
 fn is_in_order(message: &Message) -> bool {
     ordering_of(message) == Ordering::Key && message.key().is_some()
-}
-
-/// A count in one of our own headers; what is no number counts as absent.
-pub(super) fn count_in(message: &Message, header: &str) -> u32 {
-    message.headers().get_str(header).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// Where a copy comes back.
