@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use consumer_core::{DynPublisher, dead_letters::DeadLetters};
+use consumer_core::{BoxError, DynPublisher, dead_letters::DeadLetters};
 
 use crate::AdminError;
 
@@ -60,6 +60,32 @@ impl Broker {
             Kind::Amqp => {
                 let admin = consumer_amqp::AmqpAdmin::new(&self.url).map_err(config)?;
                 Ok(Box::new(admin.dead_letters(name)))
+            }
+        }
+    }
+
+    /// Whether there is such a topic or queue.
+    ///
+    /// # Errors
+    /// When the broker is not reached or refuses. Trying again is safe.
+    ///
+    /// # Cancel safety
+    /// It changes nothing.
+    pub async fn exists(&self, name: &str) -> Result<bool, AdminError> {
+        let cannot =
+            |error: BoxError| AdminError::new(format!("`{name}` cannot be looked for")).with_source(error);
+        match self.kind {
+            Kind::Kafka => {
+                let admin = consumer_kafka::KafkaAdmin::from_url(&self.url).map_err(config)?;
+                admin
+                    .partitions(name)
+                    .await
+                    .map(|found| found.is_some())
+                    .map_err(|error| cannot(error.into()))
+            }
+            Kind::Amqp => {
+                let admin = consumer_amqp::AmqpAdmin::new(&self.url).map_err(config)?;
+                admin.depth(name).await.map(|found| found.is_some()).map_err(|error| cannot(error.into()))
             }
         }
     }

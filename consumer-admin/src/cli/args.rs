@@ -7,7 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{NonEmptyStringValueParser, PossibleValuesParser},
+};
 use consumer_admin::Filter;
 use consumer_core::{dead_letters::Place, message::wire};
 
@@ -39,13 +42,17 @@ pub(crate) enum DeadLetters {
     /// Send dead letters back to where they came from, or elsewhere
     ///
     /// Each is published, and settled when that is confirmed. It can be interrupted and started again: what was on its way
-    /// is published again with the same redrive-count, and a consumer that deduplicates runs it once.
+    /// is published again with the same redrive-count, and a consumer that deduplicates runs it once. (With --limit, the same
+    /// command sends as many more.)
     Redrive(Redrive),
     /// Throw dead letters away, after writing them to a file
     Discard(Discard),
     /// Write dead letters to a file, one JSON object a line; changes nothing
+    ///
+    /// Payload, key and headers are carried byte for byte. On RabbitMQ the properties that are no headers (priority,
+    /// reply-to, …) and the types of header values are not.
     Export(Export),
-    /// Publish the letters of a file that export or discard wrote
+    /// Publish the letters of a file that export or discard wrote into a topic or queue of dead letters
     Import(Import),
 }
 
@@ -62,8 +69,8 @@ pub(crate) struct From {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Which letters")]
 pub(crate) struct Which {
-    /// Only this reason: permanent, undecodable, attempts-exhausted, conflict, no-key, broker, unknown
-    #[arg(long, value_name = "REASON")]
+    /// Only this reason
+    #[arg(long, value_name = "REASON", value_parser = PossibleValuesParser::new(REASONS))]
     reason: Option<String>,
     /// Only with this text in the error
     #[arg(long, value_name = "TEXT")]
@@ -77,9 +84,10 @@ pub(crate) struct Which {
     /// Only this message id
     #[arg(long, value_name = "ID")]
     id: Option<String>,
-    /// Only the one at this place, as list shows it (Kafka: partition@offset)
+    /// Only the one at this place, as list shows it: partition@offset on Kafka; on RabbitMQ for show alone, since a place
+    /// there means something only during one reading
     #[arg(long, value_name = "PLACE", value_parser = place)]
-    place: Option<Place>,
+    pub(crate) place: Option<Place>,
     /// Only those that failed at this time or later: 2026-11-25T08:00:00Z, or how long ago: 2h
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<SystemTime>,
@@ -205,13 +213,13 @@ pub(crate) struct Import {
     /// The broker: kafka://host:port[,host:port], amqp://user:password@host:port/%2f
     #[arg(long = "broker", env = "BROKER_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) broker: String,
-    /// The topic or queue to publish to
+    /// The topic or queue of dead letters to publish to; from there they are redriven
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: String,
     /// What export or discard wrote
     #[arg(long, value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Lines to leave out, as an import that was interrupted has said
+    /// Lines to leave out at the beginning, as an import that ended early has said
     #[arg(long, value_name = "N", default_value = "0")]
     pub(crate) skip: u64,
     #[arg(long, value_enum, default_value = "table")]
@@ -255,6 +263,10 @@ fn place(text: &str) -> Result<Place, String> {
         .and_then(|(scope, seq)| Some(Place { scope: scope.parse().ok()?, seq: seq.parse().ok()? }));
     parsed.ok_or_else(|| "a place is two numbers, as in 3@17".to_owned())
 }
+
+/// As the wire format has them, and two for what was not written by us.
+const REASONS: [&str; 7] =
+    ["permanent", "undecodable", "attempts-exhausted", "conflict", "no-key", "broker", "unknown"];
 
 /// A point in time, or how long ago.
 fn time(text: &str) -> Result<SystemTime, String> {

@@ -2,14 +2,15 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{BufWriter, Write},
-    path::PathBuf,
+    io::{BufWriter, IsTerminal, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use consumer_admin::{
-    AdminError, Broker, Discard, Filter, Import, Redrive, Redriven, Stats, discard, export, import, redrive,
+    AdminError, Broker, Discard, Discarded, Filter, Import, Redrive, Redriven, Stats, discard, export,
+    import, redrive,
 };
 use consumer_core::{
     dead_letters::{DeadLetter, DeadLetters, Letters},
@@ -48,7 +49,7 @@ async fn open(letters: &dyn DeadLetters) -> Result<Box<dyn Letters>, AdminError>
     Ok(letters)
 }
 
-/// Reads what fits, up to `limit`, and gives everything back.
+/// Reads what fits, up to `limit`, and gives everything back. How many fit.
 async fn read(
     from: &args::From,
     filter: &Filter,
@@ -56,61 +57,65 @@ async fn read(
     mut each: impl FnMut(&DeadLetter) -> Result<(), AdminError>,
 ) -> Result<u64, AdminError> {
     let broker = Broker::from_url(&*from.broker)?;
-    let letters = broker.dead_letters(&from.name)?;
-    let mut letters = open(&*letters).await?;
-    let bar = progress::bar(letters.expected());
-    let mut count = 0;
+    let mut letters = open(&*broker.dead_letters(&from.name)?).await?;
+    let expected = letters.expected();
+    let bar = progress::bar(expected);
+    let (mut count, mut seen, mut is_all) = (0, 0, false);
     let mut outcome = Ok(());
-    while limit.is_none_or(|limit| count < limit)
-        && let Some(letter) = letters.next().await?
-    {
+    while outcome.is_ok() && limit.is_none_or(|limit| count < limit) {
+        let Some(letter) = letters.next().await? else {
+            is_all = true;
+            break;
+        };
+        seen += 1;
         bar.inc(1);
         if filter.fits(&letter) {
             count += 1;
             outcome = each(&letter);
-            if outcome.is_err() {
-                break;
-            }
         }
     }
     bar.finish_and_clear();
+    let is_shared = letters.notice().is_some();
     letters.close().await?;
+    if let Some(expected) = expected.filter(|expected| is_all && is_shared && *expected > seen) {
+        eprintln!(
+            "note: {} letters fewer than were there: others hold them, or they have gone",
+            expected - seen
+        );
+    }
     outcome.map(|()| count)
 }
 
 async fn list(options: args::List) -> Result<ExitCode, AdminError> {
-    let mut rows = Vec::new();
+    // While it is paged nothing is held any more, so the lines wait here; without a pager they need not.
+    let is_paged = !options.no_pager && std::io::stdout().is_terminal();
+    let mut lines = table::list_head();
     let count = read(&options.from, &options.which.filter(), options.limit, |letter| {
-        match options.output {
-            Output::Json => json::print(&json::letter(letter))?,
-            Output::Table => rows.push(table::Row::new(letter)),
+        if options.output == Output::Json {
+            return json::print(&json::letter(letter));
         }
-        Ok(())
+        lines.push_str(&table::list_row(letter));
+        if is_paged { Ok(()) } else { pager::out(&std::mem::take(&mut lines)) }
     })
     .await?;
-    if options.output == Output::Table {
-        let text = match count {
-            0 => "no dead letters\n".to_owned(),
-            _ => table::list(rows),
-        };
-        pager::print(&text, options.no_pager)
-            .map_err(|error| AdminError::new("stdout").with_source(error))?;
+    match options.output {
+        Output::Table if count == 0 => pager::out("no dead letters\n")?,
+        Output::Table => pager::print(&lines, options.no_pager)?,
+        Output::Json => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn show_letters(options: args::Show) -> Result<ExitCode, AdminError> {
-    let count = read(&options.from, &options.which.filter(), Some(options.limit), |letter| {
-        match options.output {
-            Output::Table => println!("{}", show::letter(letter)),
+    let count =
+        read(&options.from, &options.which.filter(), Some(options.limit), |letter| match options.output {
+            Output::Table => pager::out(&format!("{}\n", show::letter(letter))),
             Output::Json => {
                 let whole = serde_json::to_value(consumer_admin::ExportedLetter::new(letter));
-                json::print(&whole.map_err(|error| AdminError::new("the letter").with_source(error))?)?;
+                json::print(&whole.map_err(|error| AdminError::new("the letter").with_source(error))?)
             }
-        }
-        Ok(())
-    })
-    .await?;
+        })
+        .await?;
     if count == 0 {
         return Err(AdminError::new("no dead letter is like that"));
     }
@@ -125,7 +130,7 @@ async fn stats(options: args::Stats) -> Result<ExitCode, AdminError> {
     })
     .await?;
     match options.output {
-        Output::Table => print!("{}", table::stats(&stats)),
+        Output::Table => pager::out(&table::stats(&stats))?,
         Output::Json => stats.groups().iter().try_for_each(|group| json::print(&json::group(group)))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -145,38 +150,86 @@ fn interrupted() -> CancellationToken {
     token
 }
 
+/// How long letters are held in one reading of a queue: well below RabbitMQ's default `consumer_timeout` of 30 min.
+const HOLD: Duration = Duration::from_secs(600);
+
+/// On a queue a place is gone with the reading that gave it.
+fn refuse_place(broker: &Broker, which: &args::Which) -> Result<(), AdminError> {
+    if which.place.is_some() && broker.system() == "amqp" {
+        return Err(AdminError::usage(
+            "--place means nothing on RabbitMQ once the list is over: another letter may lie there. Name it by --id",
+        ));
+    }
+    Ok(())
+}
+
 async fn redrive_letters(options: args::Redrive) -> Result<ExitCode, AdminError> {
     let filter = options.which.filter();
     let broker = Broker::from_url(&*options.from.broker)?;
+    refuse_place(&broker, &options.which)?;
     if options.to.as_deref() == Some(&*options.from.name) {
         return Err(AdminError::usage("--to names the dead letters themselves: they would never end"));
     }
-    if !options.yes && !options.dry_run && options.limit.is_none_or(|limit| limit > UNASKED) {
-        let limit = options.limit.unwrap_or(u64::MAX);
-        let count = read(&options.from, &filter, Some(limit), |_| Ok(())).await?;
+    let mut limit = options.limit;
+    if !options.yes && !options.dry_run && limit.is_none_or(|limit| limit > UNASKED) {
+        let count = read(&options.from, &filter, limit, |_| Ok(())).await?;
         if count > UNASKED && !ask::go_on(&format!("{count} dead letters will be sent back. Go on?"))? {
             return Ok(ExitCode::from(1));
         }
+        // No more than was said, whatever comes meanwhile.
+        limit = Some(count);
     }
-    let mut how = Redrive::default().system(broker.system()).dry_run(options.dry_run).stop(interrupted());
-    if let Some(to) = &options.to {
-        how = how.to(&**to);
+    let stop = interrupted();
+    let publisher = broker.publisher()?;
+    let mut done = Redriven::default();
+    loop {
+        let mut how = Redrive::default().system(broker.system()).dry_run(options.dry_run).stop(stop.clone());
+        if broker.system() == "amqp" && !options.dry_run {
+            how = how.hold(HOLD);
+        }
+        if let Some(to) = &options.to {
+            how = how.to(&**to);
+        }
+        if let Some(limit) = limit {
+            how = how.limit(limit.saturating_sub(done.redriven));
+        }
+        if let Some(rate) = options.rate {
+            how = how.rate(rate);
+        }
+        let letters = open(&*broker.dead_letters(&options.from.name)?).await?;
+        let bar = progress::bar(letters.expected());
+        let mut last = Redriven::default();
+        let outcome = redrive(letters, publisher.clone(), &filter, &how, |report| {
+            bar.set_position(report.read);
+            bar.set_message(format!("{} redriven", report.redriven));
+            last.clone_from(report);
+        })
+        .await;
+        bar.finish_and_clear();
+        let report = match outcome {
+            Ok(report) => report,
+            Err(error) => {
+                report_redrive(&last.and_before(done), &options)?;
+                return Err(error);
+            }
+        };
+        // Cut off with nothing sent, the next one would not get further.
+        let goes_on = report.is_cut && report.redriven > 0;
+        done = report.and_before(done);
+        if !goes_on {
+            break;
+        }
     }
-    if let Some(limit) = options.limit {
-        how = how.limit(limit);
+    let code = report_redrive(&done, &options)?;
+    if options.dry_run {
+        for target in done.targets.keys() {
+            if !broker.exists(target).await? {
+                eprintln!("`{}` does not exist: letters for it could not go back", plain(target));
+                return Ok(ExitCode::from(1));
+            }
+        }
     }
-    if let Some(rate) = options.rate {
-        how = how.rate(rate);
-    }
-    let letters = open(&*broker.dead_letters(&options.from.name)?).await?;
-    let bar = progress::bar(letters.expected());
-    let report = redrive(letters, broker.publisher()?, &filter, &how, |report| {
-        bar.set_position(report.read);
-        bar.set_message(format!("{} redriven", report.redriven));
-    })
-    .await;
-    bar.finish_and_clear();
-    report_redrive(&report?, &options)
+    Ok(code)
 }
 
 fn report_redrive(report: &Redriven, options: &args::Redrive) -> Result<ExitCode, AdminError> {
@@ -195,36 +248,43 @@ fn report_redrive(report: &Redriven, options: &args::Redrive) -> Result<ExitCode
         }))?,
         Output::Table => {
             let done = if options.dry_run { "would be redriven" } else { "redriven" };
-            println!("{} of {} read: {done}", report.redriven, report.read);
+            let mut text = format!("{} of {} read: {done}\n", report.redriven, report.read);
             for (target, count) in &report.targets {
-                println!("  {count} to {}", plain(target));
+                text.push_str(&format!("  {count} to {}\n", plain(target)));
             }
             if report.failed > 0 {
-                println!("{} could not go back and are still there", report.failed);
+                text.push_str(&format!("{} could not go back and are still there\n", report.failed));
             }
-            if report.is_stopped {
-                println!("stopped before the end: the same command goes on with the rest");
+            if report.is_stopped || report.is_cut {
+                text.push_str("stopped before the end: the same command goes on with the rest\n");
             }
+            pager::out(&text)?;
         }
     }
-    Ok(ExitCode::from(u8::from(report.failed > 0 || report.is_stopped)))
+    Ok(ExitCode::from(u8::from(report.failed > 0 || report.is_stopped || report.is_cut)))
 }
 
-fn create(path: &PathBuf) -> Result<File, AdminError> {
-    OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| {
-        AdminError::new(format!("{} cannot be created anew", path.display())).with_source(error)
-    })
+fn create(path: &Path) -> Result<File, AdminError> {
+    let cannot =
+        |error| AdminError::new(format!("{} cannot be created anew", path.display())).with_source(error);
+    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(cannot)?;
+    // The name has to be on the disk as well as the content.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(cannot)?;
+    Ok(file)
 }
 
 async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError> {
     let filter = options.which.filter();
     let broker = Broker::from_url(&*options.from.broker)?;
+    refuse_place(&broker, &options.which)?;
     if filter.is_all() && !options.all {
         return Err(AdminError::usage("nothing says which letters: name some, as by --reason, or say --all"));
     }
     let from = &options.from.name;
+    let mut limit = options.limit;
     if !options.yes {
-        let count = read(&options.from, &filter, options.limit, |_| Ok(())).await?;
+        let count = read(&options.from, &filter, limit, |_| Ok(())).await?;
         if count == 0 {
             println!("no dead letter is like that");
             return Ok(ExitCode::SUCCESS);
@@ -232,21 +292,30 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
         if !ask::go_on(&format!("{count} dead letters will be thrown away. Go on?"))? {
             return Ok(ExitCode::from(1));
         }
+        limit = Some(count);
     }
     let stamp = wire::format_time(SystemTime::now()).replace(':', "");
     let legal = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let name: String = format!("discarded-{from}-{stamp}.jsonl").chars().map(legal).collect();
-    let path = options.file.clone().unwrap_or_else(|| name.into());
+    let path: PathBuf = options.file.clone().unwrap_or_else(|| name.into());
     let mut how = Discard::because(&*options.because).stop(interrupted());
-    if let Some(limit) = options.limit {
+    if let Some(limit) = limit {
         how = how.limit(limit);
     }
     let letters = open(&*broker.dead_letters(from)?).await?;
     let file = create(&path)?;
     let bar = progress::bar(letters.expected());
-    let report = discard(letters, &filter, &how, file, |report| bar.set_position(report.read)).await;
+    let mut last = Discarded::default();
+    let outcome = discard(letters, &filter, &how, file, |report| {
+        bar.set_position(report.read);
+        last = *report;
+    })
+    .await;
     bar.finish_and_clear();
-    let report = report?;
+    if outcome.is_err() {
+        eprintln!("{} were thrown away before that; they are in {}", last.discarded, path.display());
+    }
+    let report = outcome?;
     match options.output {
         Output::Json => json::print(&json!({
             "read": report.read,
@@ -254,7 +323,14 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
             "file": path.display().to_string(),
             "stopped": report.is_stopped,
         }))?,
-        Output::Table => println!("{} thrown away; they are in {}", report.discarded, path.display()),
+        Output::Table => {
+            pager::out(&format!(
+                "{} thrown away; they are in {}
+",
+                report.discarded,
+                path.display()
+            ))?;
+        }
     }
     Ok(ExitCode::from(u8::from(report.is_stopped)))
 }
@@ -273,7 +349,7 @@ async fn export_letters(options: args::Export) -> Result<ExitCode, AdminError> {
 
 async fn import_letters(options: args::Import) -> Result<ExitCode, AdminError> {
     let broker = Broker::from_url(&*options.broker)?;
-    let how = Import::to(&*options.to).skip(options.skip);
+    let how = Import::to(&*options.to).skip(options.skip).stop(interrupted());
     let bar = progress::bar(None);
     let report = import(&options.file, broker.publisher()?, &how, |report| {
         bar.set_position(report.imported);
@@ -283,7 +359,11 @@ async fn import_letters(options: args::Import) -> Result<ExitCode, AdminError> {
     let report = report?;
     match options.output {
         Output::Json => json::print(&json!({ "lines": report.lines, "imported": report.imported }))?,
-        Output::Table => println!("{} of {} lines imported", report.imported, report.lines),
+        Output::Table => pager::out(&format!(
+            "{} of {} lines imported
+",
+            report.imported, report.lines
+        ))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,20 +1,15 @@
 //! One object a line, for programs.
 
-use std::{
-    io::{self, Write},
-    time::SystemTime,
-};
+use std::time::SystemTime;
 
 use consumer_admin::{AdminError, Group};
 use consumer_core::{dead_letters::DeadLetter, message::wire};
 use serde_json::{Value, json};
 
+use super::pager::out;
+
 pub(crate) fn print(value: &Value) -> Result<(), AdminError> {
-    match writeln!(io::stdout().lock(), "{value}") {
-        // A reader that has seen enough, such as `head`: the broker takes back what is held when we are gone.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        written => written.map_err(|error| AdminError::new("stdout cannot be written").with_source(error)),
-    }
+    out(&format!("{value}\n"))
 }
 
 fn time(at: Option<SystemTime>) -> Option<String> {

@@ -6,17 +6,24 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Prints to stdout, through `$PAGER` (`less` by default) if that is a terminal.
-pub(crate) fn print(text: &str, no_pager: bool) -> io::Result<()> {
-    if no_pager || !io::stdout().is_terminal() || !paged(text) {
-        let mut stdout = io::stdout().lock();
-        // A reader that has seen enough, such as `head`, is no error.
-        return match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            written => written,
-        };
+use consumer_admin::AdminError;
+
+/// Writes to stdout. A reader that has seen enough, such as `head`, ends the program: whatever was read from a queue goes
+/// back to it when we are gone.
+pub(crate) fn out(text: &str) -> Result<(), AdminError> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.map_err(|error| AdminError::new("stdout cannot be written").with_source(error)),
     }
-    Ok(())
+}
+
+/// Prints to stdout, through `$PAGER` (`less` by default) if that is a terminal.
+pub(crate) fn print(text: &str, no_pager: bool) -> Result<(), AdminError> {
+    if !no_pager && io::stdout().is_terminal() && paged(text) {
+        return Ok(());
+    }
+    out(text)
 }
 
 /// Whether a pager has shown it.

@@ -37,12 +37,29 @@ fn value(bytes: &[u8]) -> String {
 
 /// JSON is laid out, other text is shown as it is, anything else in hex.
 fn payload(bytes: &[u8]) -> String {
-    // Through a map that keeps no order it would not be what was sent; so it is only laid out, not sorted.
-    let json = serde_json::from_slice::<serde_json::Value>(bytes).ok();
-    if let Some(text) = json.and_then(|value| serde_json::to_string_pretty(&value).ok()) {
-        return lines(&text);
+    let Ok(text) = std::str::from_utf8(bytes) else { return hex(bytes) };
+    let json = serde_json::from_str::<serde_json::Value>(text).ok();
+    // Large numbers and double names do not survive: then it is shown as it is.
+    let json = json.filter(|value| value.to_string() == squeezed(text));
+    match json.and_then(|value| serde_json::to_string_pretty(&value).ok()) {
+        Some(pretty) => lines(&pretty),
+        None => lines(text),
     }
-    std::str::from_utf8(bytes).map_or_else(|_| hex(bytes), lines)
+}
+
+/// JSON without the white space between its parts.
+fn squeezed(json: &str) -> String {
+    let (mut is_text, mut is_escaped) = (false, false);
+    let part = |c: &char| {
+        let keep = is_text || !c.is_ascii_whitespace();
+        (is_text, is_escaped) = match c {
+            '"' if !is_escaped => (!is_text, false),
+            '\\' if is_text && !is_escaped => (true, true),
+            _ => (is_text, false),
+        };
+        keep
+    };
+    json.chars().filter(part).collect()
 }
 
 fn lines(text: &str) -> String {
@@ -75,6 +92,9 @@ mod tests {
     #[test]
     fn json_is_laid_out_text_is_plain_and_the_rest_is_hex() {
         assert_eq!(payload(br#"{"b":1,"a":"x"}"#), "{\n  \"b\": 1,\n  \"a\": \"x\"\n}");
+        let odd = r#"{"n":123456789012345678901234567890,"n":1}"#;
+        assert_eq!(payload(odd.as_bytes()), odd, "what would not survive is not laid out");
+        assert_eq!(payload(br#"{ "a b" : "c \" d" }"#), "{\n  \"a b\": \"c \\\" d\"\n}");
         assert_eq!(payload("two\nlines\u{1b}".as_bytes()), "two\nlines\\u{1b}");
         assert!(payload(&[0xff, b'a']).starts_with("00000000  ff 61"));
         assert!(payload(&[0xff; 5000]).ends_with("… 904 bytes more"));

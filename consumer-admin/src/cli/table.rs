@@ -1,8 +1,8 @@
 //! Tables that fit the terminal.
 
-use std::time::SystemTime;
+use std::{borrow::Cow, time::SystemTime};
 
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use consumer_admin::{Group, Stats};
 use consumer_core::{dead_letters::DeadLetter, message::wire};
 
@@ -11,22 +11,40 @@ use super::text::{cut, plain};
 /// Characters of a text that are kept of a row: no terminal is as wide.
 const KEPT: usize = 160;
 
-/// A row of the list: what is kept of a letter.
-pub(crate) struct Row([String; 7]);
+/// The widths of the columns of a list but the last, which has what is left.
+const WIDTHS: [usize; 6] = [10, 20, 18, 8, 24, 38];
 
-impl Row {
-    pub(crate) fn new(letter: &DeadLetter) -> Self {
-        let text = |text: Option<&str>| cut(&plain(text.unwrap_or("-")), KEPT).into_owned();
-        Self([
-            letter.place().to_string(),
-            letter.last_failed_at().map_or_else(|| "-".to_owned(), seconds),
-            text(Some(letter.reason())),
-            letter.attempts().map_or_else(|| "-".to_owned(), |attempts| attempts.to_string()),
-            text(letter.consumer()),
-            text(letter.id().as_deref()),
-            text(letter.error().as_deref()),
-        ])
+/// The head of a list.
+pub(crate) fn list_head() -> String {
+    row(["PLACE", "FAILED", "REASON", "ATTEMPTS", "CONSUMER", "ID", "ERROR"].map(Cow::from))
+}
+
+/// A line of a list: of a letter no more than that is kept.
+pub(crate) fn list_row(letter: &DeadLetter) -> String {
+    let text = |text: Option<&str>| Cow::from(plain(text.unwrap_or("-")).into_owned());
+    let number = |number: Option<u32>| number.map_or_else(|| "-".into(), |number| number.to_string().into());
+    row([
+        letter.place().to_string().into(),
+        letter.last_failed_at().map_or_else(|| "-".into(), |at| seconds(at).into()),
+        text(Some(letter.reason())),
+        number(letter.attempts()),
+        text(letter.consumer()),
+        text(letter.id().as_deref()),
+        text(letter.error().as_deref()),
+    ])
+}
+
+fn row(cells: [Cow<'_, str>; 7]) -> String {
+    let mut line = String::new();
+    for (cell, width) in cells.iter().zip(WIDTHS) {
+        line.push_str(&format!("{:width$}  ", cut(cell, width)));
     }
+    let terminal = comfy_table::Table::new().width().map_or(KEPT, usize::from);
+    let left = terminal.saturating_sub(line.chars().count()).max(20);
+    line.push_str(&cut(&cells[6], left));
+    line.truncate(line.trim_end().len());
+    line.push('\n');
+    line
 }
 
 /// To the second: a list is for finding one's way.
@@ -45,25 +63,6 @@ fn table(header: &[&str]) -> Table {
         first.set_padding((0, 1));
     }
     table
-}
-
-pub(crate) fn list(rows: Vec<Row>) -> String {
-    let mut table = table(&["PLACE", "FAILED", "REASON", "ATTEMPTS", "CONSUMER", "ID", "ERROR"]);
-    for Row(cells) in rows {
-        let mut row = comfy_table::Row::from(cells);
-        row.max_height(1);
-        table.add_row(row);
-    }
-    // A time or a place that is broken in two is none.
-    for fixed in [0, 1, 2, 3] {
-        if let Some(column) = table.column_mut(fixed) {
-            column.set_constraint(ColumnConstraint::ContentWidth);
-        }
-    }
-    if let Some(column) = table.column_mut(5) {
-        column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(38)));
-    }
-    format!("{}\n", trimmed(&table))
 }
 
 pub(crate) fn stats(stats: &Stats) -> String {

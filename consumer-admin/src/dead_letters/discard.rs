@@ -94,7 +94,10 @@ pub async fn discard(
     let outcome: Result<(), AdminError> = work.await;
     let closed = letters.close().await;
     outcome?;
-    closed?;
+    closed.map_err(|error| {
+        AdminError::new("letters that are in the file may not be settled: they may be there again")
+            .with_source(error)
+    })?;
     Ok(report)
 }
 
@@ -110,11 +113,12 @@ async fn take(
         && options.limit.is_none_or(|limit| report.discarded + (batch.len() as u64) < limit)
     {
         let letter = tokio::select! {
-            letter = letters.next() => letter?,
+            biased;
             () = options.stop.cancelled() => {
                 report.is_stopped = true;
                 None
             }
+            letter = letters.next() => letter?,
         };
         let Some(letter) = letter else { break };
         report.read += 1;

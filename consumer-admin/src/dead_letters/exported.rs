@@ -14,7 +14,7 @@ use crate::{AdminError, Filter};
 
 /// A dead letter outside of its broker. Payload and key are in base64; a header that is no UTF-8 text is as well, under
 /// `base64`. On RabbitMQ, what is a property and not a header (priority, reply-to, …) and the types of header values are
-/// not carried.
+/// not carried; on Kafka, headers whose names are no UTF-8 text are not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExportedLetter {
@@ -59,7 +59,7 @@ impl ExportedLetter {
             place: Some(letter.place().to_string()),
             id: letter.id().filter(|_| !is_header).map(|id| id.into_owned()),
             key: message.key().map(|key| BASE64_STANDARD.encode(key)),
-            headers: message.headers().iter().map(header).collect(),
+            headers: message.headers().iter().map(header).chain(told_by_the_broker(letter)).collect(),
             payload: (!message.is_tombstone()).then(|| BASE64_STANDARD.encode(message.payload())),
             discarded_at: None,
             discarded_because: None,
@@ -113,6 +113,22 @@ impl ExportedLetter {
             .and_then(|()| to.write_all(b"\n"));
         written.map_err(|error| AdminError::new("the letter cannot be written").with_source(error))
     }
+}
+
+/// What a broker says of a letter it set aside is no header that can be published: it is written as ours are, so that the
+/// letter has its way back after an import.
+fn told_by_the_broker(letter: &DeadLetter) -> impl Iterator<Item = Header> {
+    let text = |name: &str, value: String| Header { name: name.to_owned(), value: Some(value), base64: None };
+    let mut headers = Vec::new();
+    if let Some(death) = letter.death().filter(|_| !letter.is_ours()) {
+        headers.push(text(wire::DEAD_LETTER_REASON, letter.reason().to_owned()));
+        headers.extend(letter.error().map(|error| text(wire::DEAD_LETTER_ERROR, error.into_owned())));
+        headers.push(text(wire::DEAD_LETTER_SOURCE, "amqp".to_owned()));
+        headers.push(text("dead-letter-queue", death.queue.clone()));
+        let at = letter.last_failed_at().map(wire::format_time);
+        headers.extend(at.map(|at| text(wire::DEAD_LETTER_LAST_FAILED_AT, at)));
+    }
+    headers.into_iter()
 }
 
 /// Writes the letters that fit, one a line, and changes nothing. How many those were.

@@ -10,6 +10,7 @@ use std::{
 
 use consumer_core::{DynPublisher, Message, Outgoing};
 use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
 
 use super::{exported::ExportedLetter, sending::publish};
 use crate::AdminError;
@@ -24,12 +25,19 @@ pub struct Import {
     to: Arc<str>,
     skip: u64,
     patience: Duration,
+    stop: CancellationToken,
 }
 
 impl Import {
-    /// To this topic or queue, which has to exist.
+    /// To this topic or queue of dead letters, which has to exist. From there they are redriven.
     pub fn to(target: impl Into<Arc<str>>) -> Self {
-        Self { to: target.into(), skip: 0, patience: Duration::from_secs(30) }
+        Self { to: target.into(), skip: 0, patience: Duration::from_secs(30), stop: CancellationToken::new() }
+    }
+
+    /// When this is cancelled, what is on its way is finished; the error then says where to go on.
+    pub fn stop(mut self, token: CancellationToken) -> Self {
+        self.stop = token;
+        self
     }
 
     /// Leaves out so many lines at the beginning, as an import before has said.
@@ -53,7 +61,8 @@ pub struct Imported {
 /// whole file is checked first: where one line cannot be read, nothing is published.
 ///
 /// # Errors
-/// When the file cannot be read, naming the line, or the broker does not take a letter. The error says from which line to
+/// When the file cannot be read, naming the line, a letter came from the target itself (with `is_usage()`), or the broker
+/// does not take a letter. The error says from which line to
 /// go on; lines behind it that were on their way may have arrived.
 ///
 /// # Cancel safety
@@ -64,7 +73,7 @@ pub async fn import(
     options: &Import,
     mut progress: impl FnMut(&Imported),
 ) -> Result<Imported, AdminError> {
-    let mut report = Imported { lines: check(path)?, imported: 0 };
+    let mut report = Imported { lines: check(path, &options.to)?, imported: 0 };
     let mut lines = letters(path)?.skip(usize::try_from(options.skip).unwrap_or(usize::MAX));
     loop {
         let done = options.skip + report.imported;
@@ -78,24 +87,37 @@ pub async fn import(
         for (index, answer) in join_all(publishes).await.into_iter().enumerate() {
             answer.map_err(|error| {
                 let line = done + index as u64;
-                let message = format!(
-                    "line {} was not published to `{}`; go on with --skip {line}",
-                    line + 1,
-                    options.to
-                );
+                let skip = if error.is_transient() {
+                    format!("go on with --skip {line}")
+                } else {
+                    format!("--skip {} goes on without it", line + 1)
+                };
+                let message = format!("line {} was not published to `{}`; {skip}", line + 1, options.to);
                 AdminError::new(message).with_source(error)
             })?;
             report.imported += 1;
         }
         progress(&report);
+        if options.stop.is_cancelled() {
+            let line = options.skip + report.imported;
+            return Err(AdminError::new(format!("stopped; go on with --skip {line}")));
+        }
     }
 }
 
-fn check(path: &Path) -> Result<u64, AdminError> {
+/// A dead letter that is published to its origin as it is would be acked there as a duplicate, and be gone.
+fn check(path: &Path, to: &str) -> Result<u64, AdminError> {
     let mut count = 0;
     for letter in letters(path)? {
-        letter?;
         count += 1;
+        let letter = letter?;
+        let origin = |name| letter.headers().get_str(name);
+        if origin("dead-letter-topic").or_else(|| origin("dead-letter-queue")) == Some(to) {
+            return Err(AdminError::usage(format!(
+                "line {count} came from `{to}`: imported there it would be taken for a duplicate. Import into a topic or \
+                 queue of dead letters, and redrive from there"
+            )));
+        }
     }
     Ok(count)
 }

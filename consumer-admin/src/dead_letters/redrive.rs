@@ -10,6 +10,8 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio_util::sync::CancellationToken;
 
+use tokio::time::{Instant, sleep_until};
+
 use super::sending::publish;
 use crate::{AdminError, Filter};
 
@@ -28,6 +30,7 @@ pub struct Redrive {
     rate: Option<NonZeroU32>,
     dry_run: bool,
     patience: Duration,
+    hold: Option<Duration>,
     stop: CancellationToken,
 }
 
@@ -41,6 +44,7 @@ impl Default for Redrive {
             rate: None,
             dry_run: false,
             patience: Duration::from_secs(30),
+            hold: None,
             stop: CancellationToken::new(),
         }
     }
@@ -83,6 +87,13 @@ impl Redrive {
         self
     }
 
+    /// Takes no further letter after this time, and says so in [`Redriven::is_cut`]: a queue's letters are held while it
+    /// is read, and RabbitMQ ends a reading that holds one for longer than its `consumer_timeout`.
+    pub fn hold(mut self, at_most: Duration) -> Self {
+        self.hold = Some(at_most);
+        self
+    }
+
     /// When this is cancelled, what is on its way is finished, and no further letter is taken.
     pub fn stop(mut self, token: CancellationToken) -> Self {
         self.stop = token;
@@ -108,14 +119,33 @@ pub struct Redriven {
     pub targets: BTreeMap<String, u64>,
     /// It was stopped before it had read all.
     pub is_stopped: bool,
+    /// It was cut off by [`Redrive::hold`] before it had read all: another one goes on with the rest.
+    pub is_cut: bool,
+}
+
+impl Redriven {
+    /// Together with what another one did before.
+    #[must_use]
+    pub fn and_before(mut self, before: Self) -> Self {
+        self.read += before.read;
+        self.matched += before.matched;
+        self.redriven += before.redriven;
+        self.failed += before.failed;
+        self.errors.truncate(ERRORS.saturating_sub(before.errors.len()));
+        self.errors.splice(0..0, before.errors);
+        for (target, count) in before.targets {
+            *self.targets.entry(target).or_default() += count;
+        }
+        self
+    }
 }
 
 /// Sends back the letters that fit: publishes each, and settles it once that is confirmed. `progress` is called whenever
 /// the numbers have changed.
 ///
 /// # Errors
-/// When the letters cannot be read further, or the broker takes nothing for longer than the patience. What was redriven
-/// until then stays so; starting again goes on with the rest.
+/// When the letters cannot be read further, or the broker takes nothing for longer than the patience. What was on its way
+/// is finished first, and `progress` has told of it. What was redriven stays so; starting again goes on with the rest.
 ///
 /// # Cancel safety
 /// Dropped, or killed with its process, it may have published letters that it has not settled. They are published again by
@@ -133,7 +163,12 @@ pub async fn redrive(
     // What is not settled goes back in its order whatever happened.
     let closed = letters.close().await;
     outcome?;
-    closed?;
+    closed.map_err(|error| {
+        AdminError::new(
+            "letters that were published may not be settled: they are published again by the next redrive",
+        )
+        .with_source(error)
+    })?;
     Ok(report)
 }
 
@@ -147,6 +182,14 @@ struct Work<'a> {
     publishing: Pending<(Place, Arc<str>, Result<(), PublishError>)>,
     settling: Pending<(Arc<str>, Result<(), DeadLettersError>)>,
     report: Redriven,
+    error: Option<AdminError>,
+}
+
+enum Next {
+    Letter(DeadLetter),
+    /// One that does not fit.
+    Other,
+    End,
 }
 
 impl<'a> Work<'a> {
@@ -157,56 +200,75 @@ impl<'a> Work<'a> {
             letters,
             publisher,
             options,
-            limiter: options.rate.map(|rate| RateLimiter::direct(quota(rate))),
+            limiter: options.rate.filter(|_| !options.dry_run).map(|rate| RateLimiter::direct(quota(rate))),
             publishing: FuturesUnordered::new(),
             settling: FuturesUnordered::new(),
             report: Redriven::default(),
+            error: None,
         }
     }
 
     async fn run(&mut self, filter: &Filter, progress: &mut dyn FnMut(&Redriven)) -> Result<(), AdminError> {
+        let until = self.options.hold.map(|hold| Instant::now() + hold);
         let mut waiting: Option<DeadLetter> = None;
         let mut is_read = false;
         loop {
             progress(&self.report);
             let in_flight = self.publishing.len() + self.settling.len();
             let is_stopped = self.options.stop.is_cancelled();
-            let is_full = self.options.limit.is_some_and(|limit| self.report.matched >= limit);
-            if is_stopped && !is_read {
+            let is_cut = until.is_some_and(|until| Instant::now() >= until);
+            if (is_stopped || is_cut || self.error.is_some()) && !is_read {
                 // One that waits for its turn by the rate was not sent.
                 self.report.matched -= u64::from(waiting.take().is_some());
-                self.report.is_stopped = true;
+                self.report.is_stopped = is_stopped;
+                self.report.is_cut = is_cut && !is_stopped;
                 is_read = true;
             }
-            is_read |= is_full;
+            is_read |= self.options.limit.is_some_and(|limit| self.report.matched >= limit);
             let more = !is_read && waiting.is_none() && in_flight < IN_FLIGHT;
             if is_read && waiting.is_none() && in_flight == 0 {
-                return Ok(());
+                return self.error.take().map_or(Ok(()), Err);
             }
             tokio::select! {
-                Some((place, target, answer)) = self.publishing.next() => self.published(place, target, answer)?,
-                Some((target, answer)) = self.settling.next() => self.settled(target, answer)?,
+                Some((place, target, answer)) = self.publishing.next() => self.published(place, target, answer),
+                Some((target, answer)) = self.settling.next() => self.settled(target, answer),
                 () = turn(self.limiter.as_ref()), if waiting.is_some() => {
                     if let Some(letter) = waiting.take() {
                         self.send(&letter);
                     }
                 }
-                letter = self.letters.next(), if more => match letter? {
-                    None => is_read = true,
-                    Some(letter) => {
-                        self.report.read += 1;
-                        if filter.fits(&letter) {
-                            if self.report.matched == 0 && !self.options.dry_run {
-                                self.letters.prepare().await?;
-                            }
-                            self.report.matched += 1;
-                            waiting = Some(letter);
-                        }
-                    }
+                letter = self.letters.next(), if more => match self.matching(letter, filter).await {
+                    Ok(Next::End) => is_read = true,
+                    Ok(Next::Other) => {}
+                    Ok(Next::Letter(letter)) => waiting = Some(letter),
+                    Err(error) => self.stop_for(error),
                 },
                 () = self.options.stop.cancelled(), if !is_stopped => {}
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() && !is_cut => {}
             }
         }
+    }
+
+    async fn matching(
+        &mut self,
+        letter: Result<Option<DeadLetter>, DeadLettersError>,
+        filter: &Filter,
+    ) -> Result<Next, AdminError> {
+        let Some(letter) = letter? else { return Ok(Next::End) };
+        self.report.read += 1;
+        if !filter.fits(&letter) {
+            return Ok(Next::Other);
+        }
+        if self.report.matched == 0 && !self.options.dry_run {
+            self.letters.prepare().await?;
+        }
+        self.report.matched += 1;
+        Ok(Next::Letter(letter))
+    }
+
+    /// What is on its way is finished before the error is told: it would be published again for nothing.
+    fn stop_for(&mut self, error: AdminError) {
+        self.error.get_or_insert(error);
     }
 
     fn send(&mut self, letter: &DeadLetter) {
@@ -216,6 +278,9 @@ impl<'a> Work<'a> {
             let from = letter.source().unwrap_or_default();
             return self
                 .failed(letter.place(), &format!("it came from {from}, this is {system}: name a target"));
+        }
+        if let Some(defect) = letter.message().defect() {
+            return self.failed(letter.place(), &format!("it would lose a part: {}", defect.reason()));
         }
         let outgoing = match redriven(letter, self.options.to.clone(), SystemTime::now()) {
             Ok(outgoing) => outgoing,
@@ -231,12 +296,7 @@ impl<'a> Work<'a> {
             .push(Box::pin(async move { (place, target, publish(&publisher, outgoing, patience).await) }));
     }
 
-    fn published(
-        &mut self,
-        place: Place,
-        target: Arc<str>,
-        answer: Result<(), PublishError>,
-    ) -> Result<(), AdminError> {
+    fn published(&mut self, place: Place, target: Arc<str>, answer: Result<(), PublishError>) {
         match answer {
             Ok(()) => {
                 let settled = self.letters.settle(place, Settled::Redriven);
@@ -244,20 +304,22 @@ impl<'a> Work<'a> {
             }
             Err(error) if error.is_transient() => {
                 let message = format!("nothing was published to `{target}` for {:?}", self.options.patience);
-                return Err(AdminError::new(message).with_source(error));
+                self.stop_for(AdminError::new(message).with_source(error));
             }
             Err(error) => self.failed(place, &format!("`{target}` does not take it: {error}")),
         }
-        Ok(())
     }
 
-    fn settled(&mut self, target: Arc<str>, answer: Result<(), DeadLettersError>) -> Result<(), AdminError> {
-        answer.map_err(|error| {
-            AdminError::new("a letter was published, but could not be settled: it will be published again")
-                .with_source(error)
-        })?;
-        self.done(&target);
-        Ok(())
+    fn settled(&mut self, target: Arc<str>, answer: Result<(), DeadLettersError>) {
+        match answer {
+            Ok(()) => self.done(&target),
+            Err(error) => self.stop_for(
+                AdminError::new(
+                    "a letter was published, but could not be settled: it will be published again",
+                )
+                .with_source(error),
+            ),
+        }
     }
 
     fn done(&mut self, target: &str) {

@@ -50,7 +50,7 @@ impl Stats {
             letter.consumer().unwrap_or_default().to_owned(),
         );
         if self.groups.len() >= GROUPS && !self.groups.contains_key(&kind) {
-            kind.1 = "(further errors)".to_owned();
+            kind = ("(further)".to_owned(), "(further errors)".to_owned(), String::new());
         }
         let counted = self.groups.entry(kind).or_insert(Counted { count: 0, first: at, last: at });
         counted.count += 1;

@@ -81,7 +81,7 @@ async fn every_part_of_a_filter_has_to_fit() {
 }
 
 #[tokio::test]
-async fn fm29_a_redrive_goes_on_where_another_stopped() {
+async fn fm29_a_redrive_goes_on_where_another_ended() {
     let broker = broker(30).await;
     let stop = CancellationToken::new();
     let how = Redrive::default().stop(stop.clone()).limit(12);
@@ -193,19 +193,25 @@ async fn what_is_discarded_is_in_the_file_and_comes_back_by_import() {
 #[tokio::test]
 async fn an_import_of_a_broken_file_publishes_nothing_and_names_the_line() {
     let broker = broker(3).await;
+    broker.create_topic("copy", 1);
     let mut lines = Vec::new();
     assert_eq!(export(open(&broker).await, &Filter::default(), None, &mut lines).await.unwrap(), 3);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("letters.jsonl");
     for broken in ["{}", "{\"headers\":[],\"payload\":\"%\"}", "\n"] {
         fs::write(&path, [&lines[..], broken.as_bytes(), b"\n"].concat()).unwrap();
-        let refused = import(&path, publisher(&broker), &Import::to("orders"), |_| {}).await.unwrap_err();
+        let refused = import(&path, publisher(&broker), &Import::to("copy"), |_| {}).await.unwrap_err();
         assert!(refused.chain().contains("line 4"), "{}", refused.chain());
-        assert!(broker.records("orders").is_empty());
+        assert!(broker.records("copy").is_empty());
     }
     fs::write(&path, &lines).unwrap();
-    let report = import(&path, publisher(&broker), &Import::to("orders").skip(2), |_| {}).await.unwrap();
+    let report = import(&path, publisher(&broker), &Import::to("copy").skip(2), |_| {}).await.unwrap();
     assert_eq!((report.lines, report.imported), (3, 1));
+
+    // Where they came from, each would be acked as a duplicate.
+    let refused = import(&path, publisher(&broker), &Import::to("orders"), |_| {}).await.unwrap_err();
+    assert!(refused.is_usage() && refused.to_string().contains("redrive"), "{refused}");
+    assert!(broker.records("orders").is_empty());
 }
 
 #[tokio::test]
@@ -289,4 +295,69 @@ async fn where_nothing_can_be_settled_nothing_is_published_or_thrown_away() {
     let plan =
         redrive(read_only().await, publisher(&broker), &Filter::default(), &how, |_| {}).await.unwrap();
     assert_eq!((plan.redriven, broker.records("orders.dead").len()), (3, 3));
+}
+
+/// A target of one letter is away; the others are on their way.
+#[tokio::test(start_paused = true)]
+async fn an_error_ends_a_redrive_only_when_what_is_on_its_way_is_settled() {
+    #[derive(Clone)]
+    struct OneIsAway(DynPublisher);
+
+    impl Publisher for OneIsAway {
+        fn publish(
+            &self,
+            outgoing: Outgoing,
+        ) -> impl Future<Output = Result<(), consumer_core::PublishError>> + Send + 'static + use<> {
+            let is_away = outgoing.message().id().is_some_and(|id| id == "id-0");
+            let published = (!is_away).then(|| self.0.publish(outgoing));
+            async move {
+                // The others are confirmed only after that one has been given up.
+                tokio::time::sleep(Duration::from_secs(if is_away { 1 } else { 60 })).await;
+                match published {
+                    None => Err(consumer_core::PublishError::unavailable("away")),
+                    Some(published) => published.await,
+                }
+            }
+        }
+    }
+
+    let broker = broker(30).await;
+    let publisher = DynPublisher::new(OneIsAway(publisher(&broker)));
+    let mut told = 0;
+    let how = Redrive::default().patience(Duration::from_secs(5));
+    let outcome =
+        redrive(open(&broker).await, publisher, &Filter::default(), &how, |r| told = r.redriven).await;
+    assert!(outcome.unwrap_err().to_string().contains("orders"));
+    let (sent, left) = (broker.records("orders").len(), broker.records("orders.dead").len());
+    assert_eq!((told, sent, left), (29, 29, 1), "nothing was published and left unsettled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redrive_that_is_cut_is_gone_on_with_by_the_next() {
+    let broker = broker(30).await;
+    let how = Redrive::default().rate(NonZeroU32::new(1).unwrap()).hold(Duration::ZERO);
+    let cut =
+        redrive(open(&broker).await, publisher(&broker), &Filter::default(), &how, |_| {}).await.unwrap();
+    assert!(cut.is_cut && !cut.is_stopped);
+    assert_eq!((cut.redriven, broker.records("orders.dead").len()), (0, 30));
+    let rest =
+        redrive(open(&broker).await, publisher(&broker), &Filter::default(), &Redrive::default(), |_| {})
+            .await;
+    let all = rest.unwrap().and_before(cut);
+    assert_eq!((all.redriven, all.targets["orders"], all.is_cut), (30, 30, false));
+}
+
+#[tokio::test]
+async fn what_a_broker_set_aside_has_its_way_back_after_an_import() {
+    use consumer_core::dead_letters::{BrokerDeath, redriven};
+
+    let death = BrokerDeath::new("orders", "delivery_limit").at(SystemTime::UNIX_EPOCH);
+    let place = Place { scope: 0, seq: 0 };
+    let letter =
+        DeadLetter::new(place, Message::builder().payload("x").id("1").build()).with_death(Some(death));
+    let message = crate::ExportedLetter::new(&letter).message().unwrap();
+    let again = DeadLetter::new(place, message);
+    assert_eq!((again.reason(), again.origin(), again.error()), ("broker", Some("orders"), letter.error()));
+    assert_eq!(again.last_failed_at(), Some(SystemTime::UNIX_EPOCH));
+    assert_eq!(redriven(&again, None, SystemTime::now()).unwrap().target(), "orders");
 }

@@ -79,6 +79,11 @@ impl DeadLetter {
         &self.message
     }
 
+    /// What the broker says that set it aside.
+    pub fn death(&self) -> Option<&BrokerDeath> {
+        self.death.as_ref()
+    }
+
     fn header(&self, name: &str) -> Option<&str> {
         self.message.headers().get_str(name)
     }
