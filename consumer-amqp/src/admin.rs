@@ -121,7 +121,9 @@ impl AmqpAdmin {
         check_name("queue", queue)?;
         let connection = self.connection.connect("admin").await?;
         let options = QueueDeleteOptions { if_unused: false, if_empty: false, nowait: false };
-        let deleted = declare::channel(&connection).await?.queue_delete(queue.into(), options).await;
+        let channel = declare::channel(&connection).await?;
+        let deleted = channel.queue_delete(queue.into(), options).await;
+        declare::close(channel).await;
         leave(connection).await;
         match deleted
             .map_err(|error| AmqpError::driver(format!("the queue `{queue}` cannot be deleted"), error))
@@ -142,7 +144,9 @@ impl AmqpAdmin {
         check_name("queue", queue)?;
         let connection = self.connection.connect("admin").await?;
         let options = QueuePurgeOptions { nowait: false };
-        let purged = declare::channel(&connection).await?.queue_purge(queue.into(), options).await;
+        let channel = declare::channel(&connection).await?;
+        let purged = channel.queue_purge(queue.into(), options).await;
+        declare::close(channel).await;
         leave(connection).await;
         purged
             .map(u64::from)

@@ -300,7 +300,9 @@ pub(crate) async fn channel(connection: &lapin::Connection) -> Result<Channel, A
         .map_err(|error| AmqpError::driver("rabbitmq does not open a channel", error))
 }
 
-async fn close(channel: Channel) {
+/// Before its connection: a channel that is dropped is closed by the driver, which may lose the answer to the closing of the
+/// connection over it.
+pub(crate) async fn close(channel: Channel) {
     // What was asked for is done.
     let _ = channel.close(200, "closed".into()).await;
 }

@@ -40,8 +40,8 @@ const CONSUMERS: usize = 32;
 const QUIET: Duration = Duration::from_millis(200);
 /// There are some, and they do not come.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What is given back is in the queue a moment after the answer; then, with no more coming for so long, nothing will.
-const BACK: Duration = Duration::from_secs(1);
+/// For what is given back to be in the queue again: with a consumer of others there, it may never be seen there.
+const BACK: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(5);
 const OK: u16 = 200;
 const CONSUME: BasicConsumeOptions =
@@ -66,8 +66,6 @@ struct Held {
     consumers: usize,
     last: u64,
     unsettled: HashSet<u64>,
-    /// Something was acked after the last command that the queue itself answers.
-    untold: bool,
 }
 
 /// The consumer that is read.
@@ -146,9 +144,16 @@ impl AmqpLetters {
                 return Ok(Some(delivery));
             }
             match answer.take() {
-                // What was sent before it is here before the answer.
                 None => {
-                    answer = Some(look(&held.channel, &queue).await.map_err(|error| lost(&queue, error))?)
+                    let looked = async {
+                        match look(&held.channel, &queue).await? {
+                            // The server's channel may answer before it sends what it was just given. That is sent before
+                            // it comes to the next question.
+                            (0, _) => look(&held.channel, &queue).await,
+                            some => Ok(some),
+                        }
+                    };
+                    answer = Some(looked.await.map_err(|error| lost(&queue, error))?);
                 }
                 // With no consumer, not even ours, it is the answer of a server that does not reach the queue.
                 Some((0, 1..)) => break,
@@ -166,7 +171,6 @@ impl AmqpLetters {
         else {
             return;
         };
-        held.untold = false;
         let (connection, queue) = (self.connection.clone(), self.queue.clone());
         let (channel, consumers) = (held.channel.clone(), held.consumers);
         self.reading = Reading::Opening(Mutex::new(Box::pin(async move {
@@ -185,7 +189,6 @@ impl AmqpLetters {
         if !held.unsettled.remove(&place.seq) {
             return None;
         }
-        held.untold = true;
         if let Reading::Active(active) = &mut self.reading
             && is_last
             && place.seq >= active.from
@@ -196,39 +199,37 @@ impl AmqpLetters {
     }
 
     async fn finish(mut self) -> Result<(), lapin::Error> {
-        // Cancelled now, it would give what is on its way back in front of what it holds.
+        // What was returned once lies apart in a quorum queue: a part of it returned again would come behind the rest. So all
+        // of it is taken before any goes back. Cancelled before that, a consumer gives what is on its way back in front of
+        // what it holds.
+        while let Ok(Some(_)) = self.next().await {}
         while let Ok(Some(_)) = self.receive().await {}
-        if let (Reading::Active(active), Some(held)) = (&self.reading, self.channels.last_mut()) {
-            cancel(&held.channel, &active.consumer).await?;
-            held.untold = false;
+        // A server's channel hands a quorum queue 32 acks at a time, keeps further ones until those are applied, and forgets
+        // them when it closes. An answer of each channel tells that the first are with the queue. Cancelling is a command that
+        // the queue answers when all before it are applied: then the others are on their way.
+        for held in &self.channels {
+            look(&held.channel, &self.queue).await?;
         }
-        for held in self.channels.iter().filter(|held| held.untold) {
-            held.barrier(&self.queue).await?;
+        if let (Reading::Active(active), Some(held)) = (&self.reading, self.channels.last()) {
+            cancel(&held.channel, &active.consumer).await?;
         }
         let looking = self.connection.create_channel().await?;
-        let (mut expected, _) = look(&looking, &self.queue).await?;
         // One after another, and each when what the one before it held is there.
         for held in &self.channels {
+            let before = look(&looking, &self.queue).await?;
             held.channel.close(OK, "closed".into()).await?;
-            expected += held.unsettled.len() as u64;
-            until_back(&looking, &self.queue, expected).await?;
+            if !held.unsettled.is_empty() {
+                until_back(&looking, &self.queue, held.unsettled.len() as u64, before).await?;
+            }
         }
+        looking.close(OK, "closed".into()).await?;
         self.connection.close(OK, "closed".into()).await
     }
 }
 
 impl Held {
     fn new(channel: Channel) -> Self {
-        Self { channel, consumers: 1, last: 0, unsettled: HashSet::new(), untold: false }
-    }
-
-    /// A server's channel hands a quorum queue 32 acks at a time and forgets the others when it closes; consuming is a command
-    /// that the queue answers when those before it are applied. It may take one message.
-    async fn barrier(&self, queue: &str) -> Result<(), lapin::Error> {
-        self.channel.basic_qos(1, BasicQosOptions { global: false }).await?;
-        let tag = "barrier".into();
-        let consumer = self.channel.basic_consume(queue.into(), tag, CONSUME, FieldTable::default()).await?;
-        cancel(&self.channel, &consumer).await
+        Self { channel, consumers: 1, last: 0, unsettled: HashSet::new() }
     }
 }
 
@@ -268,15 +269,18 @@ async fn look(channel: &Channel, queue: &str) -> Result<(u64, u32), lapin::Error
     Ok((declared.message_count().into(), declared.consumer_count()))
 }
 
-/// Waits until so many are ready, or others consume, or no more come.
-async fn until_back(channel: &Channel, queue: &str, expected: u64) -> Result<(), lapin::Error> {
-    let (mut most, mut since) = (0, Instant::now());
+/// Waits until what a closed channel held is ready again. A quorum queue does this a moment after the answer, and counts a
+/// consumer that is cancelled until then; a classic queue does it before.
+async fn until_back(
+    channel: &Channel,
+    queue: &str,
+    held: u64,
+    before: (u64, u32),
+) -> Result<(), lapin::Error> {
+    let since = Instant::now();
     loop {
         let (ready, consumers) = look(channel, queue).await?;
-        if ready > most {
-            (most, since) = (ready, Instant::now());
-        }
-        if ready >= expected || consumers > 0 || since.elapsed() > BACK {
+        if consumers < before.1 || ready >= before.0 + held || since.elapsed() > BACK {
             return Ok(());
         }
         sleep(AGAIN).await;
