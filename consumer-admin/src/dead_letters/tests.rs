@@ -361,3 +361,44 @@ async fn what_a_broker_set_aside_has_its_way_back_after_an_import() {
     assert_eq!(again.last_failed_at(), Some(SystemTime::UNIX_EPOCH));
     assert_eq!(redriven(&again, None, SystemTime::now()).unwrap().target(), "orders");
 }
+
+/// Letters that look into the file when they are settled.
+#[derive(Debug)]
+struct Watching(Box<dyn Letters>, std::path::PathBuf);
+
+#[async_trait::async_trait]
+impl Letters for Watching {
+    fn expected(&self) -> Option<u64> {
+        self.0.expected()
+    }
+
+    async fn next(&mut self) -> Result<Option<DeadLetter>, DeadLettersError> {
+        self.0.next().await
+    }
+
+    fn settle(&mut self, place: Place, how: Settled) -> BoxFuture<Result<(), DeadLettersError>> {
+        let written = fs::read_to_string(&self.1).unwrap();
+        let place_of = format!("\"place\":\"{place}\"");
+        assert!(
+            written.lines().any(|line| line.contains(&place_of)),
+            "{place} is settled and not in the file"
+        );
+        self.0.settle(place, how)
+    }
+
+    async fn close(self: Box<Self>) -> Result<(), DeadLettersError> {
+        self.0.close().await
+    }
+}
+
+#[tokio::test]
+async fn a_letter_is_in_the_file_before_it_is_settled() {
+    let broker = broker(700).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discarded.jsonl");
+    let file = fs::File::create(&path).unwrap();
+    let letters = Box::new(Watching(open(&broker).await, path));
+    let how = Discard::because("tests");
+    let report = discard(letters, &Filter::default(), &how, file, |_| {}).await.unwrap();
+    assert_eq!((report.discarded, broker.records("orders.dead").len()), (700, 0));
+}

@@ -292,3 +292,22 @@ async fn fm36_what_was_held_for_too_long_goes_on_waiting_at_the_broker_and_count
     assert!(waiting.await.unwrap().unwrap_err().is_cancelled());
     assert_eq!(broker.records("t").len(), 1);
 }
+
+/// A rebalance, or a claim that ran out: another owner goes on.
+#[tokio::test(start_paused = true)]
+async fn what_is_handed_back_for_another_reason_is_not_put_off() {
+    let broker = broker(&[]).await;
+    let stack = ServiceBuilder::new()
+        .layer(layer(&broker))
+        .service(service_fn(|_: Message| async { Err::<(), _>(Failure::cancelled("the claim ran out")) }));
+    let held_for = |seconds: u32| {
+        let origin = crate::Origin::Log { system: "memory", topic: "t".into(), partition: 0, offset: 0 };
+        Message::builder().payload("x").origin(origin).hold_until(Instant::now() + seconds * SECOND).build()
+    };
+    assert!(stack.clone().oneshot(held_for(60)).await.unwrap_err().is_cancelled());
+    let token = tokio_util::sync::CancellationToken::new();
+    token.cancel();
+    assert!(stack.oneshot(held_for(0).with_cancellation(token)).await.unwrap_err().is_cancelled());
+    sleep(60 * SECOND).await;
+    assert!(broker.records("t").is_empty());
+}
