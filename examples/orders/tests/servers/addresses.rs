@@ -49,7 +49,6 @@ fn fm17_fm24_fm26_every_address_and_every_defect_ends_as_it_should(broker: Broke
     topic.publish(vec![
         order("good", "ann@example.com"),
         order("good", "ann@example.com"),
-        order("good", "eve@example.com"),
         order("flaky", "ann@flaky.example"),
         order("down", "ann@down.example"),
         bounces,
@@ -69,10 +68,14 @@ fn fm17_fm24_fm26_every_address_and_every_defect_ends_as_it_should(broker: Broke
     }
     assert!(topic.exists(&topic.dead()));
     let expected = serde_json::json!({
-        "received": 13, "processed": 2, "duplicates": 1, "retried": 6, "deferred": 0, "dead_lettered": 10,
+        "received": 12, "processed": 2, "duplicates": 1, "retried": 6, "deferred": 0, "dead_lettered": 9,
         "returned": 0, "in_flight_at_stop": 0
     });
     assert_eq!(done.report(), expected, "{}", done.stderr);
+    // Later, since nothing is in order: whichever payload comes first has the id.
+    topic.publish_as_it_is(vec![order("good", "eve@example.com")]);
+    let conflict = consume(&topic, &folder, &[]);
+    assert_eq!((conflict.number("received"), conflict.number("dead_lettered")), (1, 1), "{}", conflict.stderr);
 
     let mut sent: Vec<_> = mails(&folder.path("mails.jsonl"))
         .into_iter()
