@@ -7,10 +7,10 @@ use tower::Service;
 use super::{
     Parking,
     parking::{Entered, Seat},
-    policy,
+    policy::{self, Parked},
     service::{Shared, Unpublished, target_of},
 };
-use crate::{BoxError, Failure, Headers, Message, Outcome, Publisher, runtime::Ordering};
+use crate::{BoxError, Failure, FailureKind, Headers, Message, Outcome, Publisher, runtime::Ordering};
 
 impl<P: Publisher> Shared<P> {
     /// Why a run must not have this layer.
@@ -73,8 +73,9 @@ impl<P: Publisher> Shared<P> {
             Some(next) => self.defer(message, failure, next, Some(seat)).await,
             None if self.is_put_off(&message, &failure) => self.put_off(message, failure, Some(seat)).await,
             None => {
-                // It keeps its place until it is set aside.
-                if is_first {
+                // It keeps its place until it is set aside. A conflict is none of its own: under this id another message
+                // waits.
+                if is_first && failure.kind() != FailureKind::Conflict {
                     failure.set_seat(seat);
                 }
                 Err(failure)
@@ -91,16 +92,17 @@ impl<P: Publisher> Shared<P> {
         remaining: Duration,
     ) -> Result<Outcome, Failure> {
         let origin = message.origin();
-        let published = match policy::parked(&self.config.delays, remaining) {
-            Some(delay) => match self.copy(&message, Headers::with_capacity(6), delay) {
-                Some(copy) => self.publish(&copy, &message).await.map(|()| delay),
-                None => Err(Unpublished::Refused),
-            },
+        let parked = policy::parked(&self.config.delays, remaining, self.config.clock.now());
+        let copy = parked.and_then(|Parked { delay, wait }| {
+            self.copy(&message, Headers::with_capacity(6), delay, wait).map(|copy| (copy, wait))
+        });
+        let published = match copy {
+            Some((copy, wait)) => self.publish(&copy, &message).await.map(|()| wait),
             None => Err(Unpublished::Refused),
         };
         match published {
-            Ok(delay) => {
-                tracing::debug!(%origin, ?delay, "message is parked: an earlier one of its key waits for its retry");
+            Ok(wait) => {
+                tracing::debug!(%origin, ?wait, "message is parked: an earlier one of its key waits for its retry");
                 Ok(Outcome::Deferred)
             }
             Err(Unpublished::HandedBack) => {
