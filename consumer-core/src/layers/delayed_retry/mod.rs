@@ -133,7 +133,7 @@ use crate::{
     time::{WallClock, system},
 };
 pub use parking::Parking;
-pub(crate) use parking::Seat;
+pub(crate) use parking::{Seat, Unparked};
 pub use service::DelayedRetry;
 use service::Shared;
 

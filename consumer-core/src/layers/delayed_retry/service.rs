@@ -102,7 +102,8 @@ impl<P: Publisher> DealsWith for Shared<P> {
 impl<P: Publisher> Shared<P> {
     /// None where waiting cannot help, or has helped as often as it may.
     pub(super) fn next(&self, message: &Message, failure: &Failure) -> Option<Next> {
-        if !matches!(failure.kind(), FailureKind::Transient | FailureKind::Exhausted) {
+        if !matches!(failure.kind(), FailureKind::Transient | FailureKind::Exhausted) || failure.is_given_up()
+        {
             return None;
         }
         let next = next(&self.config.delays, message.retry_count(wire::RETRY_ROUND), failure.retry_after())?;

@@ -10,7 +10,7 @@ use super::{
     policy::{self, Parked},
     service::{Shared, Unpublished, target_of},
 };
-use crate::{BoxError, Failure, FailureKind, Headers, Message, Outcome, Publisher, runtime::Ordering};
+use crate::{BoxError, Failure, Headers, Message, Outcome, Publisher, runtime::Ordering};
 
 impl<P: Publisher> Shared<P> {
     /// Why a run must not have this layer.
@@ -33,7 +33,7 @@ impl<P: Publisher> Shared<P> {
     /// None where nothing has to wait for this message.
     pub(super) fn seat(&self, message: &Message) -> Option<(Parking, Seat)> {
         let parking = self.config.parking.as_ref()?;
-        let longest = *self.config.delays.last()?;
+        let longest = self.config.delays.last().copied().unwrap_or_default();
         if ordering_of(message) != Ordering::Key {
             return None;
         }
@@ -52,10 +52,17 @@ impl<P: Publisher> Shared<P> {
     where
         S: Service<Message, Response: Into<Outcome>, Error: Into<BoxError>>,
     {
-        let is_first = match parking.enter(&seat, &message).await? {
-            Entered::Free => false,
-            Entered::First => true,
-            Entered::Behind(remaining) => return self.park(message, parking, seat, remaining).await,
+        let (is_first, message) = if self.config.delays.is_empty() {
+            // Switched off while messages wait, or other members have delays: nothing is parked here, and what was gives its
+            // place up.
+            (true, message)
+        } else {
+            match parking.enter(&seat, &message).await? {
+                Entered::Free => (false, message),
+                Entered::First => (true, message),
+                Entered::Behind(remaining) => return self.park(message, parking, seat, remaining).await,
+                Entered::Full(unparked) => (false, message.with_extension(unparked)),
+            }
         };
         let answer = inner.call(message.clone()).await.map(Into::into).map_err(Failure::from_error);
         let mut failure = match answer {
@@ -73,9 +80,8 @@ impl<P: Publisher> Shared<P> {
             Some(next) => self.defer(message, failure, next, Some(seat)).await,
             None if self.is_put_off(&message, &failure) => self.put_off(message, failure, Some(seat)).await,
             None => {
-                // It keeps its place until it is set aside. A conflict is none of its own: under this id another message
-                // waits.
-                if is_first && failure.kind() != FailureKind::Conflict {
+                // It keeps its place until it is set aside.
+                if is_first {
                     failure.set_seat(seat);
                 }
                 Err(failure)

@@ -37,7 +37,7 @@ async fn traffic(count: u32, fails: fn(u32) -> bool) -> Traffic {
         }));
     let consumer = Consumer::new(broker.source("g", ["t"]), stack).ordering(Ordering::Key);
     let run = tokio::spawn(consumer.stop_when_idle(400 * SECOND).run());
-    let (key, mut most_parked) = (StoreKey::new("c".into(), "k".to_owned().into()), 0);
+    let (key, mut most_parked) = (StoreKey::new("c".into(), "t\0k".to_owned().into()), 0);
     for nth in 0..count {
         publish(&broker, &nth.to_string()).await;
         sleep(BETWEEN).await;
