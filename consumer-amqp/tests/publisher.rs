@@ -409,3 +409,31 @@ async fn what_waits_is_bounded() {
     let error = publisher.publish(outgoing("q", "x")).await.unwrap_err();
     assert!(error.to_string().contains("does not keep up"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_is_due_before_its_delay_ends_comes_then_and_behind_what_is_due_later() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    let publisher = publisher(&url);
+    let began = std::time::Instant::now();
+    let later = |payload: &str, delay: u64, wait: u64| {
+        let due = SystemTime::now() + Duration::from_millis(wait);
+        outgoing(&queue, payload.to_owned()).delay(Duration::from_secs(delay)).not_before(due)
+    };
+    // Its delay is longer than this test may take.
+    publisher.publish(later("soon", 600, 700)).await.unwrap();
+    publisher.publish(later("sooner", 600, 1)).await.unwrap();
+    publisher.publish(later("again", 600, 2000)).await.unwrap();
+    let mut seen: Vec<Message> = Vec::new();
+    while seen.len() < 3 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{seen:?}");
+        seen.extend(contents(&url, &queue).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(began.elapsed() >= Duration::from_millis(1900), "not before it is due");
+    let payloads: Vec<_> = seen.iter().map(|message| message.payload().to_vec()).collect();
+    assert_eq!(payloads, [&b"soon"[..], b"sooner", b"again"]);
+    let waiting = admin(&url).depth(&format!("{queue}.retry.600s"));
+    assert_eq!(waiting.await.unwrap(), Some(0), "the broker removes what has arrived");
+}

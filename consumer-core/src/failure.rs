@@ -41,6 +41,7 @@ pub struct FailureError {
     dead_letter_to: Option<Box<str>>,
     consumer: Option<Arc<str>>,
     redrive: Option<u32>,
+    is_given_up: bool,
     claim: Option<SharedClaim>,
     seat: Option<Seat>,
     source: Option<BoxError>,
@@ -84,6 +85,7 @@ impl Failure {
             dead_letter_to: None,
             consumer: None,
             redrive: None,
+            is_given_up: false,
             claim: None,
             seat: None,
             source,
@@ -130,6 +132,7 @@ impl Failure {
                         failure.0.dead_letter_to.clone_from(&inner.dead_letter_to);
                         failure.0.consumer.clone_from(&inner.consumer);
                         failure.0.redrive = inner.redrive;
+                        failure.0.is_given_up = inner.is_given_up;
                         failure.0.claim.clone_from(&inner.claim);
                         failure.0.seat.clone_from(&inner.seat);
                         failure.0.source = Some(error);
@@ -208,6 +211,15 @@ impl Failure {
     /// How often the message was redriven, as the store knows.
     pub(crate) fn redrive_count(&self) -> Option<u32> {
         self.0.redrive
+    }
+
+    /// No further call will be made, however long the message waits.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.0.is_given_up
+    }
+
+    pub(crate) fn set_given_up(&mut self) {
+        self.0.is_given_up = true;
     }
 
     pub(crate) fn first_failed_at(&self) -> Option<SystemTime> {

@@ -188,7 +188,9 @@ pub(crate) fn check_topics<'a>(
 pub(crate) fn find_left_over(consumer: &BaseConsumer<Callbacks>, topics: &[String], retry: &RetryTopics) {
     match consumer.fetch_metadata(None, LIST) {
         Ok(all) => {
-            let names = all.topics().iter().map(|topic| topic.name());
+            // One with an error cannot be consumed: it is being deleted, or not for this user.
+            let sound = all.topics().iter().filter(|topic| topic.error().is_none());
+            let names = sound.map(|topic| topic.name());
             retry.find_left_over(names.filter(|name| !topics.iter().any(|topic| topic == name)));
         }
         Err(error) => {

@@ -2,8 +2,8 @@
 //!
 //! RabbitMQ has no delayed publish without a plugin. But what expires in a queue goes on along its dead-letter route: a queue
 //! for each target and delay, with that as its time to live, leads back to the target. The route is at-least-once, so the
-//! broker removes a message here when it is there. All messages of such a queue wait equally long, so none is held up by
-//! another.
+//! broker removes a message here when it is there. A message that is due before the delay ends has an expiry of its own,
+//! which counts once those in front of it are gone; at the latest it goes on when the delay has ended.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

@@ -66,7 +66,8 @@ const BYTES: usize = 64 << 20;
 ///
 /// # Later
 /// With [`Outgoing::delay`] a message waits in a queue `<target>.retry.<delay>`, which is declared at the first use, and comes
-/// to its target by the broker when the time is up: no plugin, and no longer than 49 days. The way back is
+/// to its target by the broker when the time is up: no plugin, and no longer than 49 days. With an earlier
+/// [`Outgoing::not_before`] it comes then, or once those in front of it in that queue are gone. The way back is
 /// at-least-once.
 #[derive(Clone)]
 pub struct AmqpPublisher {

@@ -6,6 +6,8 @@
 //! RabbitMQ 3 believes it of a publisher too, and a copy that then expires where it waits for a retry, with a target in which
 //! the message has been dead before, is dropped as a cycle.
 
+use std::time::{Duration, SystemTime};
+
 use consumer_core::{Headers, Outgoing, PublishError, message::wire};
 use lapin::{
     BasicProperties,
@@ -18,6 +20,8 @@ use crate::{
 };
 
 const PERSISTENT: u8 = 2;
+/// A difference from the delay of the queue that is worth an expiry of the message's own.
+const NOTICEABLE: Duration = Duration::from_millis(50);
 /// The longest text of a property or name of a header, in bytes.
 const SHORT: usize = 255;
 /// What all headers start with that a publishing may remove.
@@ -83,7 +87,7 @@ pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, Publish
     }
     if properties.timestamp().is_none()
         && let Some(at) = message.timestamp()
-        && let Ok(since) = at.duration_since(std::time::SystemTime::UNIX_EPOCH)
+        && let Ok(since) = at.duration_since(SystemTime::UNIX_EPOCH)
     {
         properties = properties.with_timestamp(since.as_secs());
     }
@@ -100,7 +104,19 @@ pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, Publish
             )));
         }
     }
+    if let Some(expiration) = expiration(outgoing, SystemTime::now()) {
+        properties = properties.with_expiration(expiration.to_string().into());
+    }
     Ok(properties.with_headers(table).with_delivery_mode(PERSISTENT))
+}
+
+/// Milliseconds after which a message goes on that is due before its delay ends. The queue where it waits heeds that once
+/// the message is the first one.
+fn expiration(outgoing: &Outgoing, now: SystemTime) -> Option<u128> {
+    let (delay, due) = (outgoing.delay_by()?, outgoing.due()?);
+    let left = due.duration_since(now).unwrap_or_default();
+    // Less is only the time it has taken to come here.
+    (left + NOTICEABLE <= delay).then(|| left.as_nanos().div_ceil(1_000_000))
 }
 
 /// The properties of the original that may stay.
@@ -242,6 +258,26 @@ mod tests {
             let error = properties(&Outgoing::copy("q", message).set("CC", "elsewhere")).unwrap_err();
             assert!(error.to_string().contains("CC"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_due_before_its_delay_ends_expires_then() {
+        let expiration = |delay: Option<u64>, due: Option<f64>| {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+            let mut outgoing = Outgoing::new("q", Message::new("x"));
+            if let Some(delay) = delay {
+                outgoing = outgoing.delay(Duration::from_secs(delay));
+            }
+            if let Some(due) = due {
+                outgoing =
+                    outgoing.not_before(SystemTime::UNIX_EPOCH + Duration::from_secs_f64(1000.0 + due));
+            }
+            super::expiration(&outgoing, now)
+        };
+        assert_eq!(expiration(Some(30), Some(20.0001)), Some(20_001));
+        assert_eq!(expiration(Some(30), Some(-5.0)), Some(0));
+        assert_eq!([29.97, 30.0, 40.0].map(|due| expiration(Some(30), Some(due))), [None; 3]);
+        assert_eq!([expiration(None, Some(1.0)), expiration(Some(30), None)], [None; 2]);
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub(super) struct Config {
 type FingerprintFn = dyn Fn(&Message) -> Option<u128> + Send + Sync;
 
 #[derive(Clone)]
-pub(super) enum Fingerprint {
+pub(crate) enum Fingerprint {
     Payload,
     None,
     Closure(Arc<FingerprintFn>),
@@ -167,7 +167,8 @@ impl<D: DedupStore> DedupLayer<D> {
     }
 
     /// The parking policy for [`DelayedRetryLayer::parking`](crate::DelayedRetryLayer::parking), with the store, the
-    /// consumer, the key and the retention of this layer as they are now: set those first.
+    /// consumer, the key, the fingerprint, the retention and what happens in an outage as this layer has them now: set
+    /// those first.
     pub fn parking(&self) -> Parking
     where
         D: DedupStore,
@@ -175,6 +176,8 @@ impl<D: DedupStore> DedupLayer<D> {
         let config = &self.config;
         let store = DynStore::new(self.store.clone());
         Parking::new(store, config.consumer.clone(), config.key.clone(), config.retention)
+            .fingerprint(config.fingerprint.clone())
+            .bypass(config.on_outage == OnOutage::Bypass)
     }
 
     /// Uses another gate than the process's own, and counts as another process with this nonce. For tests that play
@@ -227,9 +230,9 @@ impl<D: DedupStore> Explain for DedupLayer<D> {
     }
 }
 
-impl Config {
-    pub(super) fn fingerprint_of(&self, message: &Message) -> Result<Option<u128>, Failure> {
-        match &self.fingerprint {
+impl Fingerprint {
+    pub(crate) fn of(&self, message: &Message) -> Result<Option<u128>, Failure> {
+        match self {
             Fingerprint::Payload => Ok(Some(fingerprint(message.payload()))),
             Fingerprint::None => Ok(None),
             Fingerprint::Closure(f) => closure::call("the fingerprint", || f(message)),

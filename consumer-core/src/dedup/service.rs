@@ -20,7 +20,8 @@ use super::{
     registry::{Asking, HeldClaim, LostClaim, Registry, Settled},
 };
 use crate::{
-    BoxError, Failure, FailureKind, Message, Outcome, failure::chain, message::wire, scope::answered,
+    BoxError, Failure, FailureKind, Message, Outcome, failure::chain, layers::delayed_retry::Unparked,
+    message::wire, scope::answered,
 };
 
 /// How often a message whose record is on its way looks whether the store is away.
@@ -214,6 +215,9 @@ impl<D: DedupStore> Shared<D> {
         if claim.crashes >= self.config.max_crashes {
             return Err(self.given_up(asking.granted(claim, sent, false).0));
         }
+        if let Some(unparked) = message.extension::<Unparked>() {
+            return Err(self.uncalled(asking.granted(claim, sent, false).0, unparked.failure()));
+        }
         // Permits of layers between this one and the retry layer come before the place in the gate: a suspect that
         // has the gate to itself must not wait for a permit whose holder waits for the gate.
         let ready = poll_fn(|cx| Poll::Ready(inner.poll_ready(cx))).await.map_err(Failure::from_error);
@@ -257,7 +261,7 @@ impl<D: DedupStore> Shared<D> {
         Ok(Some(ClaimRequest {
             key,
             owner: Owner::default(),
-            fingerprint: config.fingerprint_of(message)?,
+            fingerprint: config.fingerprint.of(message)?,
             lease: config.lease,
             grace: config.grace,
             attempt: message.retry_count(wire::RETRY_ATTEMPT).max(1),
@@ -297,6 +301,9 @@ impl<D: DedupStore> Shared<D> {
     where
         S: Service<Message, Response: Into<Outcome> + Send, Error: Into<BoxError>, Future: Send> + Send,
     {
+        if let Some(unparked) = message.extension::<Unparked>() {
+            return Err(self.unclaimed(unparked.failure()));
+        }
         message.until_ready(&mut inner).await.ok_or_else(handed_back)??;
         let place = self.registry.aside();
         let handle = place.handle();
@@ -422,11 +429,17 @@ impl<D: DedupStore> Shared<D> {
     }
 
     /// The message killed too many processes: no further call.
-    fn given_up(&self, mut held: HeldClaim) -> Failure {
-        let claim = held.claim();
-        let (attempts, crashes) = (claim.attempts, claim.crashes);
+    fn given_up(&self, held: HeldClaim) -> Failure {
+        let crashes = held.claim().crashes;
         let error = format!("process died {crashes} times while handling this message alone");
         let mut failure = Failure::of_kind(FailureKind::Exhausted, error);
+        failure.set_given_up();
+        self.uncalled(held, failure)
+    }
+
+    /// A failure that stands for no call.
+    fn uncalled(&self, mut held: HeldClaim, mut failure: Failure) -> Failure {
+        let attempts = held.claim().attempts;
         failure.set_attempts(attempts);
         failure.set_consumer(self.config.consumer.clone());
         held.failed(attempts);

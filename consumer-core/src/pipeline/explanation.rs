@@ -210,6 +210,12 @@ fn limits(facts: &Facts) -> Vec<String> {
                 "While the store is down messages are processed without protection, which is counted."
                     .to_owned(),
             );
+            if facts.delayed_retry.as_ref().is_some_and(|delayed| delayed.parking.is_some()) {
+                said.push(
+                    "While the store is down no message is parked, and the order of keys that wait is not kept."
+                        .to_owned(),
+                );
+            }
         }
         if dedup.process_without_key {
             said.push(

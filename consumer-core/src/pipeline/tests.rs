@@ -247,4 +247,10 @@ fn what_becomes_of_the_order_in_a_delayed_retry_is_told() {
     let told = Pipeline::new().delayed_retry(layer().parking(parking)).dedup(dedup).explain().to_string();
     assert!(told.contains("When 50 of a key wait, further ones are set aside"), "{told}");
     assert!(told.contains("A run with `ordering(Partition)` is refused"), "{told}");
+    assert!(!told.contains("is not kept"), "{told}");
+    let dedup = crate::DedupLayer::new(crate::memory::MemoryStore::new(), "mails")
+        .on_outage(crate::dedup::OnOutage::Bypass);
+    let told =
+        Pipeline::new().delayed_retry(layer().parking(dedup.parking())).dedup(dedup).explain().to_string();
+    assert!(told.contains("the order of keys that wait is not kept"), "{told}");
 }

@@ -8,6 +8,7 @@ use crate::{
     builder::Options,
     config::Connection,
     error::{KafkaError, Kind},
+    retry::RetryTopic,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -33,7 +34,7 @@ async fn create(admin: &KafkaAdmin, options: &Options) -> Result<(), KafkaError>
     let mut missing = Vec::new();
     for topic in options.retry.iter() {
         match admin.partitions(&topic.name).await {
-            Ok(Some(_)) => {}
+            Ok(Some(_)) => check(&admin, topic).await?,
             Ok(None) => missing.push(topic),
             // Without the right to see it, one that is missing cannot be told from others.
             Err(error) if error.is_denied() => missing.push(topic),
@@ -67,6 +68,45 @@ async fn create(admin: &KafkaAdmin, options: &Options) -> Result<(), KafkaError>
     Ok(())
 }
 
+/// Whether what waits in a topic that is there is kept for long enough.
+async fn check(admin: &KafkaAdmin, topic: &RetryTopic) -> Result<(), KafkaError> {
+    let mut settings = [None, None];
+    for (value, name) in settings.iter_mut().zip(["cleanup.policy", "retention.ms"]) {
+        *value = match admin.setting(&topic.name, name).await {
+            Err(error) if error.is_denied() => {
+                tracing::warn!(
+                    topic = topic.name,
+                    "no right to read the settings of the retry topic: it must keep messages for twice its delay, and not \
+                     be compacted"
+                );
+                return Ok(());
+            }
+            answer => answer?,
+        };
+    }
+    match loses(topic.delay, settings[0].as_deref(), settings[1].as_deref()) {
+        None => Ok(()),
+        Some(why) => Err(KafkaError::config(format!("the retry topic `{}` {why}", topic.name))),
+    }
+}
+
+/// Why messages get lost while they wait, and what to set.
+fn loses(delay: Duration, policy: Option<&str>, retention: Option<&str>) -> Option<String> {
+    if let Some(policy) = policy
+        && !policy.split(',').any(|part| part.trim() == "delete")
+    {
+        return Some(format!(
+            "has cleanup.policy={policy}: of the messages that wait with one key it keeps the last only; set \
+             cleanup.policy=delete"
+        ));
+    }
+    let kept: u128 = retention?.parse().ok()?;
+    let needed = delay.saturating_mul(2).as_millis();
+    (kept < needed).then(|| {
+        format!("has retention.ms={kept}, and messages wait there: set retention.ms to {needed} or more, twice the delay")
+    })
+}
+
 type Settings = [(&'static str, String); 3];
 
 fn settings(delay: Duration, bytes: u64) -> Settings {
@@ -95,6 +135,16 @@ fn by_hand(partitions: u32, wanted: &[(&str, Settings)], error: &KafkaError) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_that_forgets_what_waits_is_refused_with_the_setting() {
+        let said = |policy, retention| loses(30 * Duration::from_secs(1), policy, retention);
+        for fine in [(Some("delete"), Some("60000")), (Some("compact,delete"), Some("-1")), (None, None)] {
+            assert_eq!(said(fine.0, fine.1), None, "{fine:?}");
+        }
+        assert!(said(Some("compact"), Some("-1")).unwrap().contains("set cleanup.policy=delete"));
+        assert!(said(Some("delete"), Some("59999")).unwrap().contains("set retention.ms to 60000"));
+    }
 
     #[test]
     fn what_is_to_be_created_by_hand_is_said_with_its_settings() {

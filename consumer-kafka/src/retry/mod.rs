@@ -74,11 +74,20 @@ impl RetryTopics {
     /// Takes note of the topics there are: what waits for a delay that was taken off the list is consumed all the same.
     pub(crate) fn find_left_over<'a>(&self, there: impl Iterator<Item = &'a str>) {
         let retry = |name: &str| {
-            let delay =
-                name.strip_prefix(self.prefix.as_deref()?)?.strip_prefix('.').and_then(wire::parse_delay)?;
+            let delay = self.said_by(name)?;
             (self.delay_of(name).is_none()).then(|| RetryTopic { name: name.to_owned(), delay })
         };
         let _ = self.left_over.set(there.filter_map(retry).collect());
+    }
+
+    /// The delay in the name of a retry topic of the group.
+    fn said_by(&self, name: &str) -> Option<Duration> {
+        name.strip_prefix(self.prefix.as_deref()?)?.strip_prefix('.').and_then(wire::parse_delay)
+    }
+
+    /// Whether it is a retry topic of the group, whichever source has found it.
+    pub(crate) fn is_own(&self, topic: &str) -> bool {
+        self.said_by(topic).is_some()
     }
 
     pub(crate) fn left_over(&self) -> &[RetryTopic] {

@@ -29,7 +29,7 @@ pub(crate) fn route(
         ));
     };
     let target = outgoing.target();
-    if !options.topics.iter().any(|topic| topic == target) && options.retry.delay_of(target).is_none() {
+    if !options.topics.iter().any(|topic| topic == target) && !options.retry.is_own(target) {
         let topics = &options.topics;
         return Err(refused(
             &outgoing,
@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn what_is_delayed_goes_to_the_topic_of_its_delay_from_wherever_it_came() {
-        for target in ["t", "g.retry.30s"] {
+        // A delay that is no longer configured: what waited there comes from there.
+        for target in ["t", "g.retry.30s", "g.retry.7s"] {
             let (topic, outgoing) = routed(to(target).delay(Duration::from_secs(30))).unwrap();
             assert_eq!(topic.as_deref(), Some("g.retry.30s"));
             let headers = outgoing.headers();
@@ -100,6 +101,7 @@ mod tests {
     fn what_cannot_come_back_in_time_is_refused_with_what_to_do() {
         refusal(to("t").delay(Duration::from_secs(60)), "add 60s to `.delays");
         refusal(to("t").not_before(NOW), "ask for one of the delays");
+        refusal(to("g.retry.fix.30s").delay(Duration::from_secs(30)), "would not come back");
         refusal(to("other").delay(Duration::from_secs(30)), "would not come back");
         let error = route(None, to("t").delay(Duration::from_secs(30)), NOW).unwrap_err();
         assert!(!error.is_transient() && error.to_string().contains("`publisher()`"), "{error}");

@@ -28,14 +28,15 @@
 //! message key, since after a rebalance another process owns the key. Every message of a key looks there before it is
 //! handled, at the cost of one operation of the store.
 //!
-//! - **It is the list that keeps the order**, not the broker. Parked messages wait at the broker, each for the longest delay
-//!   that ends before the retry, and one that comes back before its turn waits again. That counts as no attempt.
+//! - **It is the list that keeps the order**, not the broker. Parked messages wait at the broker, and one that comes back
+//!   before its turn waits again. That counts as no attempt.
 //! - **Written before published, and published before acked.** A crash in between leaves a message that comes again and finds
 //!   its place. A message leaves the list when its success or its dead letter is recorded, and no sooner.
 //! - **There is a bound**, 1,000 for each key by default ([`Parking::limit`]). What comes beyond it fails for good: it is
 //!   dead-lettered with an error that says so. Redriven later, it comes after the others.
-//! - **Where a delay is, there is a tail.** After the retry each parked message comes back at its own time, so under steady
-//!   traffic a key stays behind by as much, until there is a pause as long as the shortest delay.
+//! - **They come back together**: just behind the one that waits, and what comes after that is due, at the next multiple of
+//!   the shortest delay on the wall clock. So a key has caught up within a few of the shortest delay, as long as it is
+//!   handled faster than it is written to. Clocks of members that differ only spread that moment.
 //! - **The store forgets** a list whose first message has not come back for the retention; then the order of that key is
 //!   lost, and no message. The same happens when the store loses state.
 //!
@@ -132,7 +133,7 @@ use crate::{
     time::{WallClock, system},
 };
 pub use parking::Parking;
-pub(crate) use parking::Seat;
+pub(crate) use parking::{Seat, Unparked};
 pub use service::DelayedRetry;
 use service::Shared;
 

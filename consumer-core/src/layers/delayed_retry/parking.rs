@@ -1,12 +1,22 @@
 //! How later messages of a key wait behind the one that waits for its retry.
 
-use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Waker},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use tokio::time::sleep;
 
 use crate::{
     Failure, IdempotencyKey, Message,
-    dedup::{DedupStore, DynStore, ParkOperation, ParkReply, ParkRequest, StoreKey},
+    dedup::{DedupStore, DynStore, Fingerprint, ParkOperation, ParkReply, ParkRequest, StoreKey},
     failure::chain,
     message::wire,
     scope::answered,
@@ -27,13 +37,27 @@ pub struct Parking {
     store: DynStore,
     consumer: Arc<str>,
     key: IdempotencyKey,
+    fingerprint: Fingerprint,
     limit: u32,
     retention: Duration,
+    outage: Outage,
 }
 
 impl Parking {
     pub(crate) fn new(store: DynStore, consumer: Arc<str>, key: IdempotencyKey, retention: Duration) -> Self {
-        Self { store, consumer, key, limit: LIMIT, retention }
+        let (fingerprint, outage) = (Fingerprint::Payload, Outage::default());
+        Self { store, consumer, key, fingerprint, limit: LIMIT, retention, outage }
+    }
+
+    pub(crate) fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
+        self.fingerprint = fingerprint;
+        self
+    }
+
+    /// Whether messages are handled while the store is away.
+    pub(crate) fn bypass(mut self, bypass: bool) -> Self {
+        self.outage.bypass = bypass;
+        self
     }
 
     /// Sets how many messages of a key may wait, the one that has failed included. Default: 1,000; at least 1.
@@ -55,31 +79,36 @@ impl Parking {
         self.limit
     }
 
-    /// None for a message without a message key or without an idempotency key.
+    /// None for a message without a message key or without an idempotency key, and for one that cannot be read: it has no
+    /// turn to wait for, and a copy of it would look as if it were whole.
     pub(super) fn seat(&self, message: &Message, longest_delay: Duration) -> Option<Seat> {
-        let key = message.key()?.clone();
-        // What is wrong with it the dedup layer says.
+        let key = list_key(message)?;
+        if message.defect().is_some() {
+            return None;
+        }
+        // What is wrong with these the dedup layer says.
         let id = self.key.of(message).ok().flatten()?;
+        let fingerprint = self.fingerprint.of(message).ok().flatten().unwrap_or(0);
         Some(Seat {
             store: self.store.clone(),
             key: StoreKey::new(self.consumer.clone(), key),
-            id: StoreKey::new(self.consumer.clone(), id).hash(),
+            // Another payload under this id is another message: it must not give away the place of this one.
+            id: StoreKey::new(self.consumer.clone(), id).hash().wrapping_add(fingerprint.rotate_left(1)),
             lifetime: self.retention.saturating_add(longest_delay),
+            outage: self.outage.clone(),
         })
     }
 
     /// Whether it is the message's turn. One that has to wait is in the list from now on.
     pub(super) async fn enter(&self, seat: &Seat, message: &Message) -> Result<Entered, Failure> {
-        match seat.ask(message, ParkOperation::Enter { limit: self.limit }).await? {
+        let Some(reply) = seat.ask(message, ParkOperation::Enter { limit: self.limit }).await? else {
+            return Ok(Entered::Free);
+        };
+        match reply {
             ParkReply::Free => Ok(Entered::Free),
             ParkReply::First => Ok(Entered::First),
             ParkReply::Behind { remaining } => Ok(Entered::Behind(remaining)),
-            ParkReply::Full => {
-                let limit = self.limit;
-                let why =
-                    format!("{limit} messages of this key wait for a delayed retry: no more are parked");
-                Err(self.unhandled(message, why))
-            }
+            ParkReply::Full => Ok(Entered::Full(Unparked { limit: self.limit })),
             other => {
                 Err(Failure::cancelled(format!("the store answers {other:?} to the question for a turn")))
             }
@@ -104,6 +133,42 @@ pub(super) enum Entered {
     First,
     /// The first one waits for about this long.
     Behind(Duration),
+    /// Too many wait.
+    Full(Unparked),
+}
+
+/// Marks a message for which there was no place in the list. It is not handled; but the dedup layer sees it, since it may
+/// be a duplicate of one that is done with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unparked {
+    limit: u32,
+}
+
+impl Unparked {
+    pub(crate) fn failure(self) -> Failure {
+        let limit = self.limit;
+        Failure::permanent(format!(
+            "{limit} messages of this key wait for a delayed retry: no more are parked"
+        ))
+    }
+}
+
+/// What happens while the store is away: unless it is bypassed, everything waits for it.
+#[derive(Clone, Default)]
+struct Outage {
+    bypass: bool,
+    /// Said once for each outage.
+    is_told: Arc<AtomicBool>,
+}
+
+/// The message key, and the topic or queue that the message came from at first: keys of others are others.
+fn list_key(message: &Message) -> Option<Bytes> {
+    let key = message.key()?;
+    let first = ["topic", "queue"]
+        .iter()
+        .find_map(|kind| message.retry_header(&format!("{}{kind}", wire::RETRY_PREFIX)));
+    let name = first.unwrap_or(message.origin().name());
+    Some([name.as_bytes(), b"\0", key].concat().into())
 }
 
 /// The place of a message in the list of its key. Dropped, it changes nothing: the message keeps its place until it is
@@ -114,6 +179,7 @@ pub(crate) struct Seat {
     key: StoreKey,
     id: u128,
     lifetime: Duration,
+    outage: Outage,
 }
 
 impl Seat {
@@ -139,13 +205,24 @@ impl Seat {
         drop(self.store.park(self.request(ParkOperation::Leave)));
     }
 
-    /// Asks until there is an answer.
-    async fn ask(&self, message: &Message, operation: ParkOperation) -> Result<ParkReply, Failure> {
+    /// Asks until there is an answer; none while the store is away and the policy says to go on without it.
+    async fn ask(&self, message: &Message, operation: ParkOperation) -> Result<Option<ParkReply>, Failure> {
         let mut wait = FIRST_WAIT;
         loop {
+            if self.outage.bypass && self.is_away() {
+                self.tell_bypassed();
+                return Ok(None);
+            }
             let (reply, _) = answered(message.scope(), self.store.park(self.request(operation))).await;
             let error = match reply {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    self.outage.is_told.store(false, Relaxed);
+                    return Ok(Some(reply));
+                }
+                Err(_) if self.outage.bypass => {
+                    self.tell_bypassed();
+                    return Ok(None);
+                }
                 Err(error) => error,
             };
             tracing::warn!(error = %chain(&error), "dedup store gave no answer about a parked key: waiting for it");
@@ -158,6 +235,18 @@ impl Seat {
                 .await
                 .ok_or_else(|| Failure::cancelled("handed back while the store was asked about its key"))?;
             wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    fn is_away(&self) -> bool {
+        self.store.poll_available(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    fn tell_bypassed(&self) {
+        if !self.outage.is_told.swap(true, Relaxed) {
+            tracing::error!(
+                "dedup store is away: the order of keys that wait for a delayed retry is not kept"
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use tower::Service;
 use super::{
     DelayedRetryLayer,
     parking::Seat,
-    policy::{Next, next, parked},
+    policy::{Next, next},
     turn::{ordering_of, refuse},
 };
 use crate::{
@@ -102,7 +102,8 @@ impl<P: Publisher> DealsWith for Shared<P> {
 impl<P: Publisher> Shared<P> {
     /// None where waiting cannot help, or has helped as often as it may.
     pub(super) fn next(&self, message: &Message, failure: &Failure) -> Option<Next> {
-        if !matches!(failure.kind(), FailureKind::Transient | FailureKind::Exhausted) {
+        if !matches!(failure.kind(), FailureKind::Transient | FailureKind::Exhausted) || failure.is_given_up()
+        {
             return None;
         }
         let next = next(&self.config.delays, message.retry_count(wire::RETRY_ROUND), failure.retry_after())?;
@@ -126,7 +127,9 @@ impl<P: Publisher> Shared<P> {
     ) -> Result<Outcome, Failure> {
         let attempt = failure.attempts().unwrap_or(message.attempt()).saturating_add(1);
         let headers = self.retry_headers(&message, &failure, attempt, next);
-        let Some(outgoing) = self.copy(&message, headers, next.delay) else { return Err(failure) };
+        let Some(outgoing) = self.copy(&message, headers, next.delay, next.delay) else {
+            return Err(failure);
+        };
         // Once the original is done with, later messages of the key would pass it.
         if let Some(seat) = seat {
             seat.defer(&message, next.delay).await?;
@@ -172,8 +175,8 @@ impl<P: Publisher> Shared<P> {
         failure: Failure,
         seat: Option<Seat>,
     ) -> Result<Outcome, Failure> {
-        let delay = parked(&self.config.delays, Duration::ZERO);
-        let copy = delay.and_then(|delay| self.copy(&message, Headers::with_capacity(6), delay));
+        let delay = self.config.delays.first().copied();
+        let copy = delay.and_then(|delay| self.copy(&message, Headers::with_capacity(6), delay, delay));
         let (Some(delay), Some(copy)) = (delay, copy) else { return Err(failure) };
         if let Some(seat) = seat {
             seat.defer(&message, delay).await?;
@@ -201,10 +204,16 @@ impl<P: Publisher> Shared<P> {
         headers
     }
 
-    /// A copy that comes back after the delay.
-    pub(super) fn copy(&self, message: &Message, mut headers: Headers, delay: Duration) -> Option<Outgoing> {
+    /// A copy that comes back after `wait`, at the latest when the delay has ended.
+    pub(super) fn copy(
+        &self,
+        message: &Message,
+        mut headers: Headers,
+        delay: Duration,
+        wait: Duration,
+    ) -> Option<Outgoing> {
         let target = target_of(message.origin())?;
-        let not_before = self.config.clock.now() + delay;
+        let not_before = self.config.clock.now() + wait;
         headers.append(wire::RETRY_NOT_BEFORE, wire::format_time(not_before));
         let mut copy = Outgoing::copy(target, message.clone());
         // Of the first copy: where a later one comes from says nothing.

@@ -1,4 +1,6 @@
+mod catching_up;
 mod parking;
+mod seats;
 
 use std::{
     sync::{Arc, Mutex},

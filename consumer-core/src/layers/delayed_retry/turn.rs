@@ -7,7 +7,7 @@ use tower::Service;
 use super::{
     Parking,
     parking::{Entered, Seat},
-    policy,
+    policy::{self, Parked},
     service::{Shared, Unpublished, target_of},
 };
 use crate::{BoxError, Failure, Headers, Message, Outcome, Publisher, runtime::Ordering};
@@ -33,7 +33,7 @@ impl<P: Publisher> Shared<P> {
     /// None where nothing has to wait for this message.
     pub(super) fn seat(&self, message: &Message) -> Option<(Parking, Seat)> {
         let parking = self.config.parking.as_ref()?;
-        let longest = *self.config.delays.last()?;
+        let longest = self.config.delays.last().copied().unwrap_or_default();
         if ordering_of(message) != Ordering::Key {
             return None;
         }
@@ -52,10 +52,17 @@ impl<P: Publisher> Shared<P> {
     where
         S: Service<Message, Response: Into<Outcome>, Error: Into<BoxError>>,
     {
-        let is_first = match parking.enter(&seat, &message).await? {
-            Entered::Free => false,
-            Entered::First => true,
-            Entered::Behind(remaining) => return self.park(message, parking, seat, remaining).await,
+        let (is_first, message) = if self.config.delays.is_empty() {
+            // Switched off while messages wait, or other members have delays: nothing is parked here, and what was gives its
+            // place up.
+            (true, message)
+        } else {
+            match parking.enter(&seat, &message).await? {
+                Entered::Free => (false, message),
+                Entered::First => (true, message),
+                Entered::Behind(remaining) => return self.park(message, parking, seat, remaining).await,
+                Entered::Full(unparked) => (false, message.with_extension(unparked)),
+            }
         };
         let answer = inner.call(message.clone()).await.map(Into::into).map_err(Failure::from_error);
         let mut failure = match answer {
@@ -91,16 +98,17 @@ impl<P: Publisher> Shared<P> {
         remaining: Duration,
     ) -> Result<Outcome, Failure> {
         let origin = message.origin();
-        let published = match policy::parked(&self.config.delays, remaining) {
-            Some(delay) => match self.copy(&message, Headers::with_capacity(6), delay) {
-                Some(copy) => self.publish(&copy, &message).await.map(|()| delay),
-                None => Err(Unpublished::Refused),
-            },
+        let parked = policy::parked(&self.config.delays, remaining, self.config.clock.now());
+        let copy = parked.and_then(|Parked { delay, wait }| {
+            self.copy(&message, Headers::with_capacity(6), delay, wait).map(|copy| (copy, wait))
+        });
+        let published = match copy {
+            Some((copy, wait)) => self.publish(&copy, &message).await.map(|()| wait),
             None => Err(Unpublished::Refused),
         };
         match published {
-            Ok(delay) => {
-                tracing::debug!(%origin, ?delay, "message is parked: an earlier one of its key waits for its retry");
+            Ok(wait) => {
+                tracing::debug!(%origin, ?wait, "message is parked: an earlier one of its key waits for its retry");
                 Ok(Outcome::Deferred)
             }
             Err(Unpublished::HandedBack) => {

@@ -10,34 +10,34 @@ use crate::{
 };
 
 /// Ids as their handlers succeed, in their order.
-type Done = Arc<Mutex<Vec<String>>>;
+pub(super) type Done = Arc<Mutex<Vec<String>>>;
 
-struct World {
-    broker: MemoryBroker,
-    store: MemoryStore,
-    done: Done,
+pub(super) struct World {
+    pub(super) broker: MemoryBroker,
+    pub(super) store: MemoryStore,
+    pub(super) done: Done,
     started: Instant,
 }
 
-fn id(message: &Message) -> String {
+pub(super) fn id(message: &Message) -> String {
     String::from_utf8(message.id().unwrap().to_vec()).unwrap()
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let broker = MemoryBroker::new();
         broker.create_topic("t", 1);
         broker.create_topic("dead", 1);
         Self { broker, store: MemoryStore::new(), done: Done::default(), started: Instant::now() }
     }
 
-    async fn send(&self, key: &str, id: &str) {
+    pub(super) async fn send(&self, key: &str, id: &str) {
         let message = Message::builder().payload("x").id(id.to_owned()).key(key.to_owned()).build();
         self.broker.publisher().publish(Outgoing::new("t", message)).await.unwrap();
     }
 
     /// Fails as `fail` says for an id and attempt.
-    fn consumer<F: Fn(&str, u32) -> Option<Failure> + Clone + Send + Sync + 'static>(
+    pub(super) fn consumer<F: Fn(&str, u32) -> Option<Failure> + Clone + Send + Sync + 'static>(
         &self,
         limit: u32,
         fail: F,
@@ -59,27 +59,27 @@ impl World {
         Consumer::new(self.broker.source("g", ["t"]), stack).ordering(Ordering::Key)
     }
 
-    fn run(&self, limit: u32, fail: fn(&str, u32) -> Option<Failure>) -> JoinHandle<Report> {
+    pub(super) fn run(&self, limit: u32, fail: fn(&str, u32) -> Option<Failure>) -> JoinHandle<Report> {
         let consumer = self.consumer(limit, fail).stop_when_idle(700 * SECOND);
         tokio::spawn(async move { consumer.run().await.unwrap() })
     }
 
-    fn done(&self) -> Vec<String> {
+    pub(super) fn done(&self) -> Vec<String> {
         self.done.lock().unwrap().clone()
     }
 
-    fn parked(&self, key: &str) -> usize {
+    pub(super) fn parked(&self, key: &str) -> usize {
         assert!(self.started.elapsed() < 3600 * SECOND, "in the end the store forgets who waits");
-        self.store.parked(&StoreKey::new("c".into(), key.to_owned().into())).len()
+        self.store.parked(&StoreKey::new("c".into(), format!("t\0{key}").into())).len()
     }
 
-    fn dead(&self) -> Vec<(String, String)> {
+    pub(super) fn dead(&self) -> Vec<(String, String)> {
         let error = |letter: &Message| letter.headers().get_str("dead-letter-error").unwrap().to_owned();
         self.broker.records("dead").iter().map(|letter| (id(letter), error(letter))).collect()
     }
 }
 
-fn first_is_down(id: &str, attempt: u32) -> Option<Failure> {
+pub(super) fn first_is_down(id: &str, attempt: u32) -> Option<Failure> {
     (id == "a0" && attempt == 1).then(|| Failure::transient("down"))
 }
 
