@@ -187,6 +187,27 @@ async fn a_look_at_the_first_few_leaves_the_order() {
         close(letters).await;
     }
     assert!(list(&url, &name).await == up_to(5_000));
+    // Now all of it was given back before, and the server puts what is given back behind that.
+    let mut letters = open(&url, &name).await;
+    next(&mut letters).await.unwrap();
+    close(letters).await;
+    assert!(list(&url, &name).await == (2_000..5_000).chain(0..2_000).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn what_is_on_its_way_when_it_closes_keeps_its_place() {
+    let url = shared_rabbitmq();
+    for _ in 0..10 {
+        let name = filled(&url, dead(), 5_000).await;
+        let mut letters = open(&url, &name).await;
+        let few = take(&mut letters, 1_500).await;
+        // This makes room for as many.
+        settle(&mut letters, few.iter().take(1_000)).await;
+        close(letters).await;
+        assert!(list(&url, &name).await == (1_000..5_000).collect::<Vec<_>>());
+        admin(&url).delete_queue(&name).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,7 +79,7 @@ pub trait Letters: fmt::Debug + Send + Sync {
     /// Enqueued by the call; dropped, the answer is lost.
     fn settle(&mut self, place: Place, how: Settled) -> BoxFuture<Result<(), DeadLettersError>>;
 
-    /// Waits for what was settled, and gives back the rest in its order.
+    /// Waits for what was settled, and gives back the rest, in its order as far as the broker can.
     ///
     /// # Errors
     /// When the broker does not confirm; what was not settled is there all the same.
