@@ -25,7 +25,8 @@ use crate::{
 ///   or the connection breaks.
 /// - Reading holds the messages at the broker: consumers with a prefetch of 2,000 are opened one after another. Here no more
 ///   is kept of each than its number, and at most 2,000 messages wait to be read.
-/// - Read to the end, a queue is left in the order in which it was, quorum or classic.
+/// - A queue is left in the order in which it was, quorum or classic. A quorum queue puts what is given back behind what was
+///   given back before, so a reading that ends early takes the rest at its [close](Letters::close) before any goes back.
 ///
 /// # What it does not
 /// - While it is read, **other readers of the queue get nothing**, and what they hold is not shown.
@@ -38,9 +39,6 @@ use crate::{
 ///   lower one, which AMQP does not show.
 /// - What is held for longer than the broker's `consumer_timeout`, 30 min by default, costs the channel: reading ends with an
 ///   error, and everything not settled is back in the queue.
-/// - A quorum queue puts what is given back behind what was given back before. So a reading that stops early leaves the order
-///   of a queue only if it was never read before; else the letters that were held, up to 2,000 more than were read, are
-///   then behind the others. Among themselves they keep their order.
 /// - If the connection breaks, letters beyond 64,000 come back in an order of the broker's choice; so does everything while
 ///   another consumer takes some.
 #[derive(Debug, Clone)]

@@ -75,7 +75,12 @@ fn fm17_fm24_fm26_every_address_and_every_defect_ends_as_it_should(broker: Broke
     // Later, since nothing is in order: whichever payload comes first has the id.
     topic.publish_as_it_is(vec![order("good", "eve@example.com")]);
     let conflict = consume(&topic, &folder, &[]);
-    assert_eq!((conflict.number("received"), conflict.number("dead_lettered")), (1, 1), "{}", conflict.stderr);
+    assert_eq!(
+        (conflict.number("received"), conflict.number("dead_lettered")),
+        (1, 1),
+        "{}",
+        conflict.stderr
+    );
 
     let mut sent: Vec<_> = mails(&folder.path("mails.jsonl"))
         .into_iter()
