@@ -40,8 +40,11 @@ fn payload(bytes: &[u8]) -> String {
     let Ok(text) = std::str::from_utf8(bytes) else { return hex(bytes) };
     let json = serde_json::from_str::<serde_json::Value>(text).ok();
     // Large numbers and double names do not survive: then it is shown as it is.
-    let json = json.filter(|value| value.to_string() == squeezed(text));
-    match json.and_then(|value| serde_json::to_string_pretty(&value).ok()) {
+    let survives = |value: &serde_json::Value| {
+        let written = value.to_string();
+        written == squeezed(text)
+    };
+    match json.filter(survives).and_then(|value| serde_json::to_string_pretty(&value).ok()) {
         Some(pretty) => lines(&pretty),
         None => lines(text),
     }
