@@ -34,7 +34,7 @@ async fn create(admin: &KafkaAdmin, options: &Options) -> Result<(), KafkaError>
     let mut missing = Vec::new();
     for topic in options.retry.iter() {
         match admin.partitions(&topic.name).await {
-            Ok(Some(_)) => check(&admin, topic).await?,
+            Ok(Some(_)) => check(admin, topic).await?,
             Ok(None) => missing.push(topic),
             // Without the right to see it, one that is missing cannot be told from others.
             Err(error) if error.is_denied() => missing.push(topic),

@@ -38,6 +38,8 @@
 //!   the shortest delay on the wall clock. So a key has caught up within a few of the shortest delay, as long as it is
 //!   handled faster than it is written to. On Kafka and RabbitMQ they wait in the topic or queue of that delay, behind what
 //!   came there before them: retries of many other keys make that later, by one delay at most each time.
+//!   A key whose new messages come to another member than its parked ones, and faster than those are worked off, stays
+//!   behind by about the shortest delay, and no more.
 //! - **The store forgets** a list whose first message has not come back for the retention; then the order of that key is
 //!   lost, and no message. The same happens when the store loses state.
 //!
