@@ -192,6 +192,29 @@ async fn missing_retry_topics_are_created_as_large_as_their_source_and_others_le
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
+async fn retry_topics_that_would_lose_what_waits_are_refused_with_the_setting() {
+    for (setting, value, says) in [
+        ("cleanup.policy", "compact", "set cleanup.policy=delete"),
+        ("retention.ms", "3999", "set retention.ms to 4000"),
+        ("retention.ms", "4000", ""),
+        ("retention.ms", "-1", ""),
+    ] {
+        let group = Group::new(1, 2 * SECOND).await;
+        let admin = KafkaAdmin::new(&group.brokers).unwrap();
+        admin.ensure_topic(&group.retry_topic(), 1, &[(setting, value)]).await.unwrap();
+        let mut member = group.member();
+        if says.is_empty() {
+            member.connected().await;
+            member.close().await.unwrap();
+            continue;
+        }
+        let error = timeout(LIMIT, member.event(1)).await.unwrap().unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains(&group.retry_topic()), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
 async fn retry_topics_that_cannot_be_created_are_named_with_their_settings() {
     let group = Group::new(2, 2 * SECOND).await;
     // To Kafka, names that differ by dots and underscores are one.

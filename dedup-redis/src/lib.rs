@@ -27,7 +27,8 @@
 //! - **A Cluster goes on without a lost node.** The keys of that node get errors, renewals of their claims no answer, and
 //!   their completions wait; all others are served. Slots that move cost no errors.
 //! - **Parked keys** are lists in sorted sets: to see that a key is free is one `ZRANGE`, the rest one script. A failover may
-//!   lose the last of them, and with it the order of those keys, but no message.
+//!   lose the last steps, and with them the order of those keys, but no message. Where it loses that a message has left its
+//!   list, the key stays parked until the lifetime of the list ends, and its messages wait.
 //! - **Recent completions are recorded again** when another server answers after an outage (restarted, or a replica that
 //!   was promoted): those of the last 2 s before it, at most 65,536. What was lost beyond that may run again.
 //!

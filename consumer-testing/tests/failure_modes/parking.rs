@@ -96,7 +96,7 @@ impl Parks {
     }
 
     fn parked(&self, key: &str) -> usize {
-        self.world.store.parked(&StoreKey::new("mails".into(), format!("orders\0{key}").into())).len()
+        self.world.store.parked(&StoreKey::new("mails".into(), format!("t\0{key}").into())).len()
     }
 
     /// Nothing is left to be done, and nothing waits.

@@ -36,11 +36,21 @@
 //!   dead-lettered with an error that says so. Redriven later, it comes after the others.
 //! - **They come back together**: just behind the one that waits, and what comes after that is due, at the next multiple of
 //!   the shortest delay on the wall clock. So a key has caught up within a few of the shortest delay, as long as it is
-//!   handled faster than it is written to. Clocks of members that differ only spread that moment.
+//!   handled faster than it is written to. On Kafka and RabbitMQ they wait in the topic or queue of that delay, behind what
+//!   came there before them: retries of many other keys make that later, by one delay at most each time.
+//!   A key whose new messages come to another member than its parked ones, and faster than those are worked off, stays
+//!   behind by about the shortest delay, and no more.
 //! - **The store forgets** a list whose first message has not come back for the retention; then the order of that key is
 //!   lost, and no message. The same happens when the store loses state.
 //!
-//! It needs the dedup layer inside and the dead-letter layer outside. Messages without a message key have no order, and those
+//! - **All members need it.** In a rolling deployment those without parking handle messages of parked keys at once. Where
+//!   delayed retry is switched off again, keep the parking, with no [`delays`](DelayedRetryLayer::delays): nothing is parked
+//!   then, and what was gives its place up.
+//! - **With [`OnOutage::Bypass`](crate::dedup::OnOutage::Bypass)** messages of parked keys are handled at once while the store is
+//!   away.
+//!
+//! It needs the dedup layer inside and the dead-letter layer outside, with nothing between the dead-letter layer and this one
+//! that makes an error of its own, as a timeout does: the message would be set aside and keep its place. Messages without a message key have no order, and those
 //! without an idempotency key cannot be parked: they pass, and their failures are not delayed.
 //!
 //! ```
