@@ -34,13 +34,15 @@ pub(crate) fn list_row(letter: &DeadLetter) -> String {
     ])
 }
 
+/// On a terminal a line has one line; elsewhere nothing is cut.
 fn row(cells: [Cow<'_, str>; 7]) -> String {
+    let terminal = Table::new().width().map(usize::from);
     let mut line = String::new();
     for (cell, width) in cells.iter().zip(WIDTHS) {
-        line.push_str(&format!("{:width$}  ", cut(cell, width)));
+        let shown = if terminal.is_some() { cut(cell, width) } else { Cow::from(&**cell) };
+        line.push_str(&format!("{shown:width$}  "));
     }
-    let terminal = comfy_table::Table::new().width().map_or(KEPT, usize::from);
-    let left = terminal.saturating_sub(line.chars().count()).max(20);
+    let left = terminal.map_or(KEPT, |all| all.saturating_sub(line.chars().count()).max(20));
     line.push_str(&cut(&cells[6], left));
     line.truncate(line.trim_end().len());
     line.push('\n');
