@@ -12,7 +12,7 @@ use super::text::{cut, plain};
 const KEPT: usize = 160;
 
 /// The widths of the columns of a list but the last, which has what is left.
-const WIDTHS: [usize; 6] = [10, 20, 18, 8, 24, 38];
+const WIDTHS: [usize; 6] = [8, 20, 18, 8, 20, 36];
 
 /// The head of a list.
 pub(crate) fn list_head() -> String {
