@@ -42,8 +42,9 @@ pub(crate) enum Step {
 }
 
 /// The examples that can be built with more or fewer brokers and stores, and what to build them with.
-const EXAMPLES: [(&str, &str); 9] = [
+const EXAMPLES: [(&str, &str); 10] = [
     ("orders", ""),
+    ("orders", "sqlite"),
     ("orders", "kafka,redis"),
     ("orders", "amqp,redis"),
     ("checkout", ""),

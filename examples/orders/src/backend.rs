@@ -47,6 +47,12 @@ pub(crate) fn publisher(broker: &Broker) -> Result<Connecting<DynPublisher>, Sto
 
 /// Where ids are remembered.
 pub(crate) fn store(url: &str) -> Result<Connecting<DynStore>, Stop> {
+    if url.starts_with("sqlite:") {
+        #[cfg(feature = "sqlite")]
+        return sqlite(url);
+        #[cfg(not(feature = "sqlite"))]
+        return Err(missing("sqlite"));
+    }
     match scheme(url) {
         Some("memory") => Ok(Box::pin(async { Ok(DynStore::new(MemoryStore::new())) })),
         Some(
@@ -57,7 +63,7 @@ pub(crate) fn store(url: &str) -> Result<Connecting<DynStore>, Stop> {
             #[cfg(not(feature = "redis"))]
             return Err(missing("redis"));
         }
-        scheme => Err(unknown("store", scheme, "redis://, rediss:// and memory:")),
+        scheme => Err(unknown("store", scheme, "redis://, rediss://, sqlite:FILE and memory:")),
     }
 }
 
@@ -67,6 +73,16 @@ fn redis(url: &str) -> Result<Connecting<DynStore>, Stop> {
     builder.check().map_err(|error| Stop::usage(Stop::from_error(&error).to_string()))?;
     Ok(Box::pin(async move {
         let store = builder.connect().await.map_err(|error| Stop::from_error(&error))?;
+        Ok(DynStore::new(store))
+    }))
+}
+
+#[cfg(feature = "sqlite")]
+fn sqlite(url: &str) -> Result<Connecting<DynStore>, Stop> {
+    let builder = consumer::sql::SqliteStore::builder(url);
+    builder.check().map_err(|error| Stop::usage(Stop::from_error(&error).to_string()))?;
+    Ok(Box::pin(async move {
+        let store = builder.open().await.map_err(|error| Stop::from_error(&error))?;
         Ok(DynStore::new(store))
     }))
 }
@@ -87,7 +103,13 @@ fn no_broker(scheme: Option<&str>, command: &str) -> Stop {
 
 fn missing(feature: &str) -> Stop {
     // With what it was built with, so that the command can be taken as it is.
-    let others = [("kafka", cfg!(feature = "kafka")), ("amqp", cfg!(feature = "amqp")), ("redis", true)];
+    let redis = cfg!(feature = "redis") || feature != "sqlite";
+    let others = [
+        ("kafka", cfg!(feature = "kafka")),
+        ("amqp", cfg!(feature = "amqp")),
+        ("redis", redis),
+        ("sqlite", false),
+    ];
     let features: Vec<_> = others
         .into_iter()
         .filter(|(name, wanted)| *wanted || *name == feature)

@@ -126,6 +126,16 @@ fn fm02_two_members_are_killed_five_times_and_rabbitmq_once() {
     });
 }
 
+/// Without any Redis: the members share a file.
+#[cfg(feature = "sqlite")]
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm02_two_members_with_one_sqlite_file_are_killed_five_times() {
+    let folder = Folder::new();
+    let store = format!("sqlite:{}", folder.path("dedup.db").display());
+    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-sqlite"), || {});
+}
+
 /// Two members share a topic; the older one is killed and replaced five times, and half way `disturb` happens.
 fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
     let count = messages();
