@@ -49,9 +49,9 @@ fn dead_letter_cut_at(kind: &str, step: Step) {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), MESSAGES, "{step:?}: lost");
-    // A dead letter that nobody knew of when the process died is written once more; a recorded one never.
-    let most = if matches!(step, Step::Begun) { MESSAGES } else { 2 * MESSAGES };
-    assert!(written <= most, "{step:?}: {written} letters");
+    // One that nobody knew of when the process died is written once more. (Until the signal arrives, the process goes on
+    // with the others: at any step some may be published and not recorded.)
+    assert!(written <= 2 * MESSAGES, "{step:?}: {written} letters");
     // The second letter of a message does no harm: the redrive of one is the redrive of the other.
     assert!(world.run("redrive", None) && world.run("repaired", None));
     let calls = world.calls();
