@@ -286,7 +286,7 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
     if !options.yes {
         let count = read(&options.from, &filter, limit, |_| Ok(())).await?;
         if count == 0 {
-            println!("no dead letter is like that");
+            pager::out("no dead letter is like that\n")?;
             return Ok(ExitCode::SUCCESS);
         }
         if !ask::go_on(&format!("{count} dead letters will be thrown away. Go on?"))? {
@@ -324,12 +324,7 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
             "stopped": report.is_stopped,
         }))?,
         Output::Table => {
-            pager::out(&format!(
-                "{} thrown away; they are in {}
-",
-                report.discarded,
-                path.display()
-            ))?;
+            pager::out(&format!("{} thrown away; they are in {}\n", report.discarded, path.display()))?;
         }
     }
     Ok(ExitCode::from(u8::from(report.is_stopped)))
@@ -359,11 +354,7 @@ async fn import_letters(options: args::Import) -> Result<ExitCode, AdminError> {
     let report = report?;
     match options.output {
         Output::Json => json::print(&json!({ "lines": report.lines, "imported": report.imported }))?,
-        Output::Table => pager::out(&format!(
-            "{} of {} lines imported
-",
-            report.imported, report.lines
-        ))?,
+        Output::Table => pager::out(&format!("{} of {} lines imported\n", report.imported, report.lines))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use consumer_core::{DynPublisher, Message, Outgoing};
+use consumer_core::{
+    DynPublisher, Message, Outgoing,
+    dead_letters::{DeadLetter, Place},
+};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -110,9 +113,8 @@ fn check(path: &Path, to: &str) -> Result<u64, AdminError> {
     let mut count = 0;
     for letter in letters(path)? {
         count += 1;
-        let letter = letter?;
-        let origin = |name| letter.headers().get_str(name);
-        if origin("dead-letter-topic").or_else(|| origin("dead-letter-queue")) == Some(to) {
+        let letter = DeadLetter::new(Place { scope: 0, seq: count }, letter?);
+        if letter.origin() == Some(to) {
             return Err(AdminError::usage(format!(
                 "line {count} came from `{to}`: imported there it would be taken for a duplicate. Import into a topic or \
                  queue of dead letters, and redrive from there"

@@ -124,15 +124,13 @@ pub struct Redriven {
 }
 
 impl Redriven {
-    /// Together with what another one did before.
+    /// Together with what another one did before that was cut off. What that one has left has been read again by this one:
+    /// of its numbers those of the redriven letters count.
     #[must_use]
     pub fn and_before(mut self, before: Self) -> Self {
-        self.read += before.read;
-        self.matched += before.matched;
+        self.read += before.redriven;
+        self.matched += before.redriven;
         self.redriven += before.redriven;
-        self.failed += before.failed;
-        self.errors.truncate(ERRORS.saturating_sub(before.errors.len()));
-        self.errors.splice(0..0, before.errors);
         for (target, count) in before.targets {
             *self.targets.entry(target).or_default() += count;
         }

@@ -99,13 +99,12 @@ fn duplicate_waits_for_the_dead_letter(kind: &str) {
             let (gate, calls) = (gate.clone(), calls.clone());
             tokio::spawn(async move {
                 let both = async {
-                    while health.status().held < 2 {
+                    // One executes, as the other does until it waits.
+                    while health.status().held < 2 || health.status().executing > 1 {
                         sleep(Duration::from_millis(10)).await;
                     }
                 };
-                timeout(Duration::from_secs(30), both).await.expect("both are held");
-                // Long enough that the duplicate has asked.
-                sleep(Duration::from_millis(500)).await;
+                timeout(Duration::from_secs(30), both).await.expect("both are held, and one waits");
                 assert_eq!(calls.lock().unwrap().len(), 1, "the handler ran again");
                 gate.add_permits(9);
             });

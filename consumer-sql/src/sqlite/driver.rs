@@ -94,6 +94,10 @@ impl Driver {
                     if self.availability.set(false) {
                         tracing::error!(%error, store = self.name, "cannot write: what has happened is kept and recorded later");
                     }
+                    // However much is kept, what asks is answered.
+                    while let Ok(job) = received.try_recv() {
+                        self.jobs.push_back(job);
+                    }
                     self.fail(&error);
                     sleep(wait).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
