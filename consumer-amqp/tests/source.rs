@@ -243,12 +243,21 @@ async fn the_order_of_a_single_active_consumer_is_kept_over_a_close() {
         produce(&publisher, described.name(), 0..20).await;
         let mut member = drive(consumer().prefetch(10));
         let got = member.take(10, "as many as it may hold").await;
+        assert_eq!(numbers(&got), (0..10).collect::<Vec<_>>(), "in run {run}");
         // Makes room at the broker, which sends two more as the close begins.
         member.ack(&got[..2]);
         member.close().await;
         let mut next = drive(consumer());
         let rest = next.take(18, "the rest").await;
-        assert_eq!(numbers(&rest), (2..20).collect::<Vec<_>>(), "in run {run}");
+        let came =
+            rest.iter().map(|it| (it.tag, it.message.native::<AmqpDelivery>().unwrap().delivery_count()));
+        let came: Vec<_> = came.collect();
+        assert_eq!(
+            numbers(&rest),
+            (2..20).collect::<Vec<_>>(),
+            "in run {run}, as {came:?}, {:?}",
+            next.events
+        );
         next.ack(&rest);
         next.close().await;
     }

@@ -1,6 +1,7 @@
 //! What a delivery shares with the others of its assignment and of its consumer.
 
 use std::{
+    cell::RefCell,
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
@@ -30,6 +31,10 @@ pub(crate) struct Scope {
     foreign: bool,
     /// Set when what still runs in the scope has to be dropped.
     over: AtomicBool,
+}
+
+thread_local! {
+    static ASKING: RefCell<Option<Arc<Run>>> = const { RefCell::new(None) };
 }
 
 /// One run of a consumer.
@@ -127,6 +132,24 @@ impl Run {
         if self.refusal.set(why).is_ok() {
             self.on_refusal.wake();
         }
+    }
+
+    /// Does what asks the stack whether it is ready, with the run in sight of the layers: so one that cannot keep the run's
+    /// promises refuses it before a message was taken. A layer that is polled in another task does not see it.
+    pub(crate) fn asking<T>(self: &Arc<Self>, ask: impl FnOnce() -> T) -> T {
+        struct Before(Option<Arc<Run>>);
+        impl Drop for Before {
+            fn drop(&mut self) {
+                ASKING.set(self.0.take());
+            }
+        }
+        let _before = Before(ASKING.replace(Some(self.clone())));
+        ask()
+    }
+
+    /// The run that asks at the moment.
+    pub(crate) fn that_asks() -> Option<Arc<Self>> {
+        ASKING.with_borrow(Clone::clone)
     }
 
     pub(crate) fn poll_refused(&self, cx: &Context<'_>) -> Poll<&'static str> {

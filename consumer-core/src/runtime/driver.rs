@@ -58,6 +58,7 @@ pub(super) struct Driver<Src, S> {
     idle: Idle,
     connected: bool,
     paused: bool,
+    was_ready: bool,
     settled: bool,
     /// The source has said that nothing follows.
     ended: bool,
@@ -108,6 +109,7 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
             idle: Idle::new(config.idle),
             connected: false,
             paused: false,
+            was_ready: false,
             settled: false,
             ended: false,
             stop: None,
@@ -122,6 +124,9 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
         let demand = Demand::new(self.config.max_in_flight).ordered(self.config.ordering);
         if let Err(error) = self.source.configure(demand) {
             self.begin_stop(Some(error));
+            self.ended = true;
+        } else if let Some(why) = poll_fn(|cx| Poll::Ready(self.refusal(cx))).await {
+            self.begin_stop(Some(SourceError::new(why)));
             self.ended = true;
         }
         poll_fn(|cx| self.poll_drained(cx)).await;
@@ -146,6 +151,25 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
             Some(error) => Err(RunError::new(self.report, error)),
             None => Ok(self.report),
         }
+    }
+
+    /// Why a layer will have no such run, known before the source is polled for the first time.
+    fn refusal(&mut self, cx: &mut Context<'_>) -> Option<&'static str> {
+        let _answered_when_messages_may_come = self.poll_stack(cx);
+        match self.run.poll_refused(cx) {
+            Poll::Ready(why) => Some(why),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Whether the stack is ready. Until it was for the first time, its layers see the run meanwhile.
+    fn poll_stack(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if self.was_ready {
+            return self.stack.poll_ready(cx).map_err(Failure::from_error);
+        }
+        let ready = self.run.asking(|| self.stack.poll_ready(cx)).map_err(Failure::from_error);
+        self.was_ready = matches!(ready, Poll::Ready(Ok(())));
+        ready
     }
 
     /// Ready when the consumer has stopped and nothing is held any more.
@@ -299,7 +323,7 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
         if room == 0 || self.stop.is_some() {
             return (0, None);
         }
-        match self.stack.poll_ready(cx).map_err(Failure::from_error) {
+        match self.poll_stack(cx) {
             Poll::Ready(Ok(())) => {
                 if std::mem::replace(&mut self.paused, false) {
                     tracing::info!("the stack is ready again");

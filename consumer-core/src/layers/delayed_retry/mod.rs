@@ -18,8 +18,10 @@
 //! over all processes, and what comes at it gets exactly one.
 //!
 //! **Later messages of the same key pass** the one that waits, unless the run has an order. A run with
-//! [`ordering(Partition)`](crate::runtime::Ordering::Partition) is refused: with the first message it ends with an error and
-//! hands everything back. So is one with [`ordering(Key)`](crate::runtime::Ordering::Key) that names no parking.
+//! [`ordering(Partition)`](crate::runtime::Ordering::Partition) is refused: it ends with an error before it
+//! connects to the broker. So is one with [`ordering(Key)`](crate::runtime::Ordering::Key) that names no parking. (Behind a layer that
+//! polls what is inside it in a task of its own, as tower's `Buffer` does, the run is seen with its first message: then it is
+//! refused with that, and hands everything back.)
 //!
 //! # Parking
 //!

@@ -25,7 +25,7 @@ use crate::{
     },
     message::wire,
     runtime::Ordering,
-    scope::answered,
+    scope::{Run, answered},
 };
 
 /// The service that [`DelayedRetryLayer`] makes. It is ready when its inner service is, unless the broker is away.
@@ -60,12 +60,18 @@ where
     type Future = After<S::Future, Shared<P>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        if let Some(run) = Run::that_asks()
+            && let Some(why) = self.shared.refusal(run.ordering())
+        {
+            run.refuse(why);
+            return Poll::Pending;
+        }
         ready!(self.shared.target.poll_up(cx));
         self.inner.poll_ready(cx).map_err(Failure::from_error)
     }
 
     fn call(&mut self, message: Message) -> Self::Future {
-        if let Some(why) = self.shared.refusal(&message) {
+        if let Some(why) = self.shared.refusal(ordering_of(&message)) {
             return After::whole(Box::pin(refuse(message, why)));
         }
         // A dedup layer inside knows better; without one the count would start anew.

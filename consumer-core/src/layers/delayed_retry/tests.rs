@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
@@ -216,7 +217,7 @@ async fn a_copy_that_is_refused_leaves_the_failure_to_the_dead_letters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_whose_order_it_would_break_is_refused_and_hands_everything_back() {
+async fn a_run_whose_order_it_would_break_is_refused_before_a_message_is_taken() {
     let parked = |broker: &MemoryBroker, store: &MemoryStore| {
         layer(broker).parking(DedupLayer::new(store.clone(), "c").parking())
     };
@@ -232,13 +233,27 @@ async fn a_run_whose_order_it_would_break_is_refused_and_hands_everything_back()
             .layer(DedupLayer::new(store.clone(), "c"))
             .service(service_fn(|_: Message| async { Ok::<_, Failure>(()) }));
         let consumer = Consumer::new(broker.source("g", ["t"]), stack).ordering(ordering);
-        let error = consumer.stop_when_idle(60 * SECOND).run().await.unwrap_err();
+        let error = consumer.run().now_or_never().expect("nothing is waited for").unwrap_err();
         let why = std::error::Error::source(&error).unwrap().to_string();
         assert!(why.contains(word), "{why}");
-        let report = error.report();
-        assert_eq!((report.received, report.returned, report.processed), (3, 3, 0), "{report}");
-        assert_eq!((broker.committed("g", "t", 0), store.stats().claims), (None, 0));
+        assert_eq!((error.report().received, store.stats().claims), (0, 0));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stack_in_another_task_refuses_with_the_first_message_and_hands_everything_back() {
+    let broker = broker(&["1", "2", "3"]).await;
+    let stack = ServiceBuilder::new()
+        .buffer(10)
+        .layer(layer(&broker))
+        .service(service_fn(|_: Message| async { Ok::<_, Failure>(()) }));
+    let consumer = Consumer::new(broker.source("g", ["t"]), stack).ordering(Ordering::Key);
+    let error = consumer.stop_when_idle(60 * SECOND).run().await.unwrap_err();
+    let why = std::error::Error::source(&error).unwrap().to_string();
+    assert!(why.contains("parking"), "{why}");
+    let report = error.report();
+    assert_eq!((report.received, report.returned, report.processed), (3, 3, 0), "{report}");
+    assert_eq!(broker.committed("g", "t", 0), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,12 +13,12 @@ use super::{
 use crate::{BoxError, Failure, Headers, Message, Outcome, Publisher, runtime::Ordering};
 
 impl<P: Publisher> Shared<P> {
-    /// Why a run must not have this layer.
-    pub(super) fn refusal(&self, message: &Message) -> Option<&'static str> {
+    /// Why a run with this order must not have this layer.
+    pub(super) fn refusal(&self, ordering: Ordering) -> Option<&'static str> {
         if self.config.delays.is_empty() {
             return None;
         }
-        match ordering_of(message) {
+        match ordering {
             Ordering::Partition => Some(
                 "delayed retry and `ordering(Partition)` exclude each other: later messages pass the one that waits",
             ),
@@ -124,7 +124,7 @@ impl<P: Publisher> Shared<P> {
     }
 }
 
-/// Ends the run: it would pass over what it promises.
+/// Ends the run, which would pass over what it promises. A stack that is polled in other tasks learns of its run here.
 pub(super) async fn refuse(message: Message, why: &'static str) -> Result<Outcome, Failure> {
     if let Some(scope) = message.scope() {
         scope.run().refuse(why);
