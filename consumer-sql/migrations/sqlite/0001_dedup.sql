@@ -3,6 +3,8 @@
 CREATE TABLE consumer_dedup (
     -- XXH3-128 of consumer and key, big endian.
     key_hash    BLOB    NOT NULL PRIMARY KEY,
+    -- Counts the writes.
+    version     INTEGER NOT NULL DEFAULT 1,
     -- 1 claimed, 2 completed, 3 released, 4 deferred, 5 dead-lettered.
     state       INTEGER NOT NULL,
     -- The row means nothing from then on.
@@ -25,6 +27,7 @@ CREATE INDEX consumer_dedup_expires_at ON consumer_dedup (expires_at);
 
 CREATE TABLE consumer_parked (
     key_hash   BLOB    NOT NULL PRIMARY KEY,
+    version    INTEGER NOT NULL DEFAULT 1,
     -- The hashes of the messages that wait, 16 bytes each, in their order.
     ids        BLOB    NOT NULL,
     -- When the first one comes back; 0 where that is not known.

@@ -14,22 +14,18 @@ use std::{
     time::Duration,
 };
 
-use consumer_core::{
-    BoxError,
-    dedup::{
-        Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal,
-        Resolution, Resolved, StoreError,
-    },
+use consumer_core::dedup::{
+    Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal, Resolution,
+    Resolved, StoreError,
 };
 use sqlx::{
-    ConnectOptions, Connection, SqliteConnection,
+    ConnectOptions, Connection, Sqlite, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 use tokio::sync::{mpsc, oneshot};
 
+use crate::{SqlError, Tables, migrate};
 use driver::{Answer, Availability, Driver, Job};
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Keeps the state of idempotency keys in an SQLite file. Clones share one connection.
 ///
@@ -80,7 +76,7 @@ impl SqliteStore {
     ///
     /// # Cancel safety
     /// Dropped, the file may be created or not.
-    pub async fn open(url: impl AsRef<str>) -> Result<Self, SqliteStoreError> {
+    pub async fn open(url: impl AsRef<str>) -> Result<Self, SqlError> {
         Self::builder(url).open().await
     }
 
@@ -109,8 +105,8 @@ impl SqliteStoreBuilder {
     ///
     /// # Errors
     /// With `is_config()` when the URL is wrong.
-    pub fn check(&self) -> Result<(), SqliteStoreError> {
-        self.file.as_ref().map(drop).map_err(|error| SqliteStoreError::config(error.clone()))
+    pub fn check(&self) -> Result<(), SqlError> {
+        self.file.as_ref().map(drop).map_err(|error| SqlError::config(error.clone()))
     }
 
     /// Opens the file, creates or migrates its tables, and starts the task that owns it. Needs a tokio runtime.
@@ -121,8 +117,8 @@ impl SqliteStoreBuilder {
     ///
     /// # Cancel safety
     /// Dropped, the file may be created or not.
-    pub async fn open(self) -> Result<SqliteStore, SqliteStoreError> {
-        let file = self.file.map_err(SqliteStoreError::config)?;
+    pub async fn open(self) -> Result<SqliteStore, SqlError> {
+        let file = self.file.map_err(SqlError::config)?;
         let options = SqliteConnectOptions::new()
             .filename(&file)
             .create_if_missing(true)
@@ -133,13 +129,8 @@ impl SqliteStoreBuilder {
         let at = |doing: &str| format!("the dedup store in {} {doing}", file.display());
         let mut connection = SqliteConnection::connect_with(&options)
             .await
-            .map_err(|error| SqliteStoreError::driver(at("cannot be opened"), error))?;
-        // Its short form, `run`, makes a future that is not known to be `Send`.
-        MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|error| {
-            let doing = "has tables that this version does not know, or none can be created: is the file writable, \
-                         and was it written by a later version?";
-            SqliteStoreError::driver(at(doing), error)
-        })?;
+            .map_err(|error| SqlError::driver(at("cannot be opened"), error))?;
+        migrate::<Sqlite>(&mut connection, &Tables::new()).await?;
         let (jobs, received) = mpsc::unbounded_channel();
         let availability = Arc::<Availability>::default();
         let driver = Driver::new(connection, options, at(""), availability.clone());
@@ -207,48 +198,5 @@ impl DedupStore for SqliteStore {
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteStore").finish_non_exhaustive()
-    }
-}
-
-/// A file that cannot be opened as a dedup store.
-pub struct SqliteStoreError {
-    message: String,
-    config: bool,
-    source: Option<BoxError>,
-}
-
-impl SqliteStoreError {
-    fn config(message: impl Into<String>) -> Self {
-        Self { message: message.into(), config: true, source: None }
-    }
-
-    fn driver(message: String, error: impl Into<BoxError>) -> Self {
-        Self { message, config: false, source: Some(error.into()) }
-    }
-
-    /// Whether it was found without touching the file.
-    pub fn is_config(&self) -> bool {
-        self.config
-    }
-}
-
-impl fmt::Debug for SqliteStoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteStoreError")
-            .field("message", &self.message)
-            .field("source", &self.source)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for SqliteStoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for SqliteStoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|error| error as _)
     }
 }

@@ -122,7 +122,7 @@ async fn a_file_that_is_no_database_or_of_a_later_version_is_refused() {
     let file = File::new();
     drop(SqliteStore::open(file.url()).await.unwrap());
     let mut raw = file.raw().await;
-    let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+    let later = "INSERT INTO consumer_migrations (version, description, success, checksum, execution_time) \
                  VALUES (9999, 'later', 1, x'00', 0)";
     sqlx::query(later).execute(&mut raw).await.unwrap();
     let error = SqliteStore::open(file.url()).await.unwrap_err();

@@ -1,0 +1,155 @@
+//! What can go wrong with a database, and what to do about it.
+
+use std::fmt;
+
+use consumer_core::BoxError;
+
+/// A database that does not do what it was asked for.
+///
+/// The message says what to do where that is known. It holds no password.
+pub struct SqlError {
+    kind: Kind,
+    message: String,
+    source: Option<BoxError>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Config,
+    Schema,
+    Denied,
+    Unavailable,
+    Other,
+}
+
+impl SqlError {
+    pub(crate) fn config(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Config, message: message.into(), source: None }
+    }
+
+    /// `doing` is what was tried, as in "the outbox cannot be read".
+    pub(crate) fn driver(doing: impl fmt::Display, error: sqlx::Error) -> Self {
+        let (kind, advice) = advice(&error);
+        let message = match advice {
+            Some(advice) => format!("{doing}: {advice}"),
+            None => doing.to_string(),
+        };
+        Self { kind, message, source: Some(error.into()) }
+    }
+
+    pub(crate) fn migration(doing: impl fmt::Display, error: sqlx::migrate::MigrateError) -> Self {
+        use sqlx::migrate::MigrateError as M;
+        let advice = match error {
+            M::Execute(error) | M::ExecuteMigration(error, _) => return Self::driver(doing, error),
+            M::VersionMissing(_) => {
+                "they were made by a later version of this crate, which this one does not know"
+            }
+            M::VersionMismatch(_) => "they differ from those of this version: were they changed by hand?",
+            M::Dirty(_) => "a migration was begun and not finished: see the table of migrations",
+            _ => "the migrations cannot be run",
+        };
+        Self { kind: Kind::Schema, message: format!("{doing}: {advice}"), source: Some(error.into()) }
+    }
+
+    /// Whether it was found without asking the database: trying again cannot help.
+    pub fn is_config(&self) -> bool {
+        self.kind == Kind::Config
+    }
+
+    /// Whether tables are missing, or are those of another version. The message names what to run.
+    pub fn is_schema(&self) -> bool {
+        self.kind == Kind::Schema
+    }
+
+    /// Whether the user may not do this: a wrong password, a missing right, a file that cannot be opened, a database that is read only.
+    pub fn is_denied(&self) -> bool {
+        self.kind == Kind::Denied
+    }
+
+    /// Whether it may pass: the server is away, all connections are taken, or another process has the file.
+    pub fn is_unavailable(&self) -> bool {
+        self.kind == Kind::Unavailable
+    }
+}
+
+const MIGRATE: &str =
+    "its tables are missing or of another version: run `consumer-admin migrate`, or `consumer_sql::migrate`";
+const DENIED: &str = "the user may not do this: it needs SELECT, INSERT, UPDATE and DELETE on these tables";
+const READ_ONLY: &str = "the database is read only: is it a standby, or a file without write permission?";
+const AWAY: &str = "the server cannot be reached, or is going down";
+
+fn advice(error: &sqlx::Error) -> (Kind, Option<&'static str>) {
+    match error {
+        sqlx::Error::PoolTimedOut => {
+            let advice = "every connection of the pool is taken: is it smaller than what runs at once?";
+            (Kind::Unavailable, Some(advice))
+        }
+        sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+            (Kind::Unavailable, Some(AWAY))
+        }
+        sqlx::Error::Configuration(_) => (Kind::Config, Some("the url cannot be read")),
+        sqlx::Error::Database(error) => {
+            let code = error.code();
+            let code = code.as_deref().unwrap_or_default();
+            if is_sqlite(code) { sqlite(code, error.message()) } else { postgres(code) }
+        }
+        _ => (Kind::Other, None),
+    }
+}
+
+/// SQLite's codes are numbers of up to four digits, SQLSTATEs have five characters.
+fn is_sqlite(code: &str) -> bool {
+    code.len() < 5
+}
+
+/// By SQLSTATE (PostgreSQL documentation, appendix A).
+fn postgres(code: &str) -> (Kind, Option<&'static str>) {
+    match code {
+        "42P01" | "42703" | "3F000" => (Kind::Schema, Some(MIGRATE)),
+        "42501" => (Kind::Denied, Some(DENIED)),
+        "25006" => (Kind::Denied, Some(READ_ONLY)),
+        "28P01" | "28000" => (Kind::Denied, Some("the server refuses the user or the password")),
+        "3D000" => (Kind::Schema, Some("there is no such database: create it, or correct the url")),
+        "53300" => (Kind::Unavailable, Some("the server has no connection left: see its max_connections")),
+        code if code.starts_with("57P0") || code.starts_with("08") => (Kind::Unavailable, Some(AWAY)),
+        _ => (Kind::Other, None),
+    }
+}
+
+/// By result code; extended ones have the primary one in their low byte (sqlite.org/rescode.html).
+fn sqlite(code: &str, message: &str) -> (Kind, Option<&'static str>) {
+    match code.parse::<u32>().unwrap_or_default() & 0xff {
+        1 if message.contains("no such") => (Kind::Schema, Some(MIGRATE)),
+        3 | 8 | 23 => (Kind::Denied, Some(READ_ONLY)),
+        5 | 6 => (Kind::Unavailable, Some("another process has the file for too long")),
+        13 => (Kind::Unavailable, Some("the disk is full")),
+        14 => (
+            Kind::Config,
+            Some("the file cannot be opened: is the path right, and may this user write there?"),
+        ),
+        26 => (Kind::Other, Some("the file is no SQLite database")),
+        _ => (Kind::Other, None),
+    }
+}
+
+impl fmt::Debug for SqlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlError")
+            .field("kind", &self.kind)
+            .field("message", &self.message)
+            .field("source", &self.source)
+            .finish()
+    }
+}
+
+impl fmt::Display for SqlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for SqlError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|error| error as _)
+    }
+}
