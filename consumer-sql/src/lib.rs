@@ -7,14 +7,20 @@
 //! `complete`, or the file cannot be written between the two for longer than the lease, a handler outlives its lease, an
 //! attempt that failed or timed out had its effect all the same, the file is lost, or a duplicate comes after the retention.
 
+mod database;
 mod error;
 mod migrate;
+mod outbox;
+pub mod relay;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tables;
 
+pub use database::Database;
 pub use error::SqlError;
-pub use migrate::{Database, migrate, migrations_sql};
+pub use migrate::{migrate, migrations_sql};
+pub use outbox::Outbox;
+pub use relay::{Lag, Relay, RelayReport};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use tables::Tables;
