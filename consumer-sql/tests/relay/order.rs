@@ -61,7 +61,7 @@ async fn inv08_each_key_keeps_its_order_while_the_broker_comes_and_goes<D: TestD
     let broker = broker();
     let numbered = (0..300).map(|n| message(format!("{}/{n:03}", n % 7), &format!("key-{}", n % 7)));
     write(&database, numbered).await;
-    broker.fail_next_publishes(40, PublishFault::LostConfirm);
+    broker.fail_next_publishes(20, PublishFault::LostConfirm);
     let report = relayed(&database, &broker).await;
     assert_eq!((report.published, report.failed), (300, 0));
     assert_in_order(&broker, 300);
