@@ -49,9 +49,12 @@ pub(crate) async fn sqlite() -> OnSqlite {
 
 /// In a schema of its own.
 pub(crate) async fn postgres() -> OnPostgres {
+    on(&xtask::servers::shared_postgres()).await
+}
+
+pub(crate) async fn on(url: &str) -> OnPostgres {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let pool =
-        PgPoolOptions::new().max_connections(8).connect(&xtask::servers::shared_postgres()).await.unwrap();
+    let pool = PgPoolOptions::new().max_connections(8).connect(url).await.unwrap();
     let schema = format!("relay_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let tables = Tables::new().in_schema(schema).unwrap();
     migrate::<Postgres>(&mut pool.acquire().await.unwrap(), &tables).await.unwrap();
