@@ -19,7 +19,6 @@ on_both!(
     inv08_each_key_keeps_its_order_while_the_broker_comes_and_goes,
     a_hot_key_does_not_hold_up_the_others,
     published_rows_are_kept_where_a_history_is_wanted,
-    large_rows_are_taken_a_few_at_a_time,
 );
 
 async fn what_is_committed_is_published_as_it_was_written<D: TestDatabase>(database: D) {
@@ -109,17 +108,6 @@ async fn published_rows_are_kept_where_a_history_is_wanted<D: TestDatabase>(data
         }
     });
     tokio::time::timeout(LIMIT, run).await.expect("the history is forgotten").unwrap();
-}
-
-async fn large_rows_are_taken_a_few_at_a_time<D: TestDatabase>(database: D) {
-    let broker = broker();
-    let large = |n: usize, mib: usize| {
-        Outgoing::new("t", Message::builder().payload(vec![b'x'; mib << 20]).key(n.to_string()).build())
-    };
-    write(&database, (0..6).map(|n| large(n, 5)).chain([large(6, 20), large(7, 1)])).await;
-    assert_eq!(relayed(&database, &broker).await.published, 8);
-    let sizes: Vec<_> = broker.records("t").iter().map(|it| it.payload().len() >> 20).collect();
-    assert_eq!((sizes.iter().sum::<usize>(), sizes.len()), (51, 8));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
