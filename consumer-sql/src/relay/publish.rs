@@ -73,10 +73,7 @@ pub(super) async fn publish<P: Publisher>(
                     batch.settled.released.push((destination.to_owned(), key.to_owned()));
                 }
                 batch.settled.published.push(row.id);
-                // While the broker is away nothing new is begun; what is on its way is waited for.
-                if batch.away.is_none() {
-                    flying.extend(next(publisher, &mut chains, chain, policy, &mut batch));
-                }
+                flying.extend(next(publisher, &mut chains, chain, policy, &mut batch));
             }
             Err(error) if error.is_transient() => batch.away = batch.away.or(Some(error)),
             Err(error) => batch.settled.failed.push(failed(&row, Failure::permanent(error).cause(), policy)),
