@@ -7,14 +7,15 @@
 //! `complete`, or the file cannot be written between the two for longer than the lease, a handler outlives its lease, an
 //! attempt that failed or timed out had its effect all the same, the file is lost, or a duplicate comes after the retention.
 
+mod dedup;
 mod error;
 mod migrate;
-#[cfg(feature = "sqlite")]
-mod sqlite;
 mod tables;
 
+#[cfg(feature = "postgres")]
+pub use dedup::{PostgresStore, PostgresStoreBuilder};
+#[cfg(feature = "sqlite")]
+pub use dedup::{SqliteStore, SqliteStoreBuilder};
 pub use error::SqlError;
 pub use migrate::{Database, migrate, migrations_sql};
-#[cfg(feature = "sqlite")]
-pub use sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use tables::Tables;
