@@ -25,6 +25,9 @@ struct Args {
     /// The URL of a Redis that may be flushed
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
+    /// The URL of a PostgreSQL that may be filled
+    #[arg(long, value_name = "URL")]
+    postgres: Option<String>,
     /// Print one JSON object a line instead of a table
     #[arg(long)]
     json: bool,
@@ -41,8 +44,10 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let servers = match (args.kafka, args.amqp, args.redis) {
-        (Some(kafka), Some(amqp), Some(redis)) => Some(Servers { kafka, amqp, redis }),
+    let servers = match (args.kafka, args.amqp, args.redis, args.postgres) {
+        (Some(kafka), Some(amqp), Some(redis), Some(postgres)) => {
+            Some(Servers { kafka, amqp, redis, postgres })
+        }
         _ => None,
     };
     let outcome = match (&servers, &args.consume_backlog, &args.consume_queue) {
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
             report.finish();
             outcome
         }
-        (None, ..) => Err("--kafka, --amqp or --redis is missing".into()),
+        (None, ..) => Err("--kafka, --amqp, --redis or --postgres is missing".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,6 +24,7 @@ pub(crate) struct Row {
 
 #[derive(Debug, Clone, Copy)]
 enum Goal {
+    AtLeast(f64),
     AtMost(f64),
     RatioAtLeast(f64),
     RatioAtMost(f64),
@@ -80,6 +81,11 @@ impl Row {
         self
     }
 
+    pub(crate) fn at_least(mut self, goal: f64) -> Self {
+        self.goal = Some(Goal::AtLeast(goal));
+        self
+    }
+
     pub(crate) fn at_most(mut self, goal: f64) -> Self {
         self.goal = Some(Goal::AtMost(goal));
         self
@@ -103,6 +109,7 @@ impl Row {
 
     fn goal(&self) -> Option<String> {
         self.goal.map(|goal| match goal {
+            Goal::AtLeast(limit) => format!(">= {} {}", number(limit), self.unit),
             Goal::AtMost(limit) => format!("<= {} {}", number(limit), self.unit),
             Goal::RatioAtLeast(limit) => format!(">= {} x", number(limit)),
             Goal::RatioAtMost(limit) => format!("<= {} x", number(limit)),
@@ -112,6 +119,7 @@ impl Row {
     fn reached(&self) -> Option<bool> {
         match self.goal? {
             // As precisely as it is printed.
+            Goal::AtLeast(limit) => Some(rounded(self.value) >= limit),
             Goal::AtMost(limit) => Some(rounded(self.value) <= limit),
             Goal::RatioAtLeast(limit) => self.ratio().map(|ratio| rounded(ratio) >= limit),
             Goal::RatioAtMost(limit) => self.ratio().map(|ratio| rounded(ratio) <= limit),

@@ -2,54 +2,10 @@
 
 use sqlx::{
     AssertSqlSafe, SqlSafeStr,
-    migrate::{Migrate, Migration, MigrationType, Migrator},
+    migrate::{Migration, MigrationType, Migrator},
 };
 
-use crate::{SqlError, Tables};
-
-/// A database that this crate has statements for: `sqlx::Postgres` (feature `postgres`) or `sqlx::Sqlite` (feature `sqlite`).
-pub trait Database: sqlx::Database<Connection: Migrate> + sealed::Sealed {
-    /// Version, title and text, in their order.
-    #[doc(hidden)]
-    const MIGRATIONS: &'static [(i64, &'static str, &'static str)];
-    /// Whether tables can be in a schema.
-    #[doc(hidden)]
-    const HAS_SCHEMAS: bool;
-}
-
-pub(crate) mod sealed {
-    pub trait Sealed {}
-}
-
-macro_rules! migrations {
-    ($folder:literal: $($version:literal $title:literal),*) => {
-        &[$((
-            $version,
-            $title,
-            include_str!(concat!("../migrations/", $folder, "/000", $version, "_", $title, ".sql")),
-        )),*]
-    };
-}
-
-#[cfg(feature = "postgres")]
-impl sealed::Sealed for sqlx::Postgres {}
-
-#[cfg(feature = "postgres")]
-impl Database for sqlx::Postgres {
-    const MIGRATIONS: &'static [(i64, &'static str, &'static str)] =
-        migrations!("postgres": 1 "dedup", 2 "inbox", 3 "outbox");
-    const HAS_SCHEMAS: bool = true;
-}
-
-#[cfg(feature = "sqlite")]
-impl sealed::Sealed for sqlx::Sqlite {}
-
-#[cfg(feature = "sqlite")]
-impl Database for sqlx::Sqlite {
-    const MIGRATIONS: &'static [(i64, &'static str, &'static str)] =
-        migrations!("sqlite": 1 "dedup", 2 "inbox", 3 "outbox");
-    const HAS_SCHEMAS: bool = false;
-}
+use crate::{Database, SqlError, Tables};
 
 /// Creates the tables, or brings them to this version. Several processes may do that at once.
 ///

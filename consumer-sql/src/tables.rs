@@ -4,9 +4,15 @@ use std::{borrow::Cow, fmt};
 
 use crate::SqlError;
 
-/// The names of the tables, as the migrations and the statements of this crate are written.
-const TABLES: [&str; 5] =
-    ["consumer_dedup", "consumer_parked", "consumer_inbox", "consumer_outbox", "consumer_migrations"];
+/// What lies in the schema, by the names with which the migrations and the statements of this crate are written.
+const IN_SCHEMA: [&str; 6] = [
+    "consumer_dedup",
+    "consumer_parked",
+    "consumer_inbox",
+    "consumer_outbox",
+    "consumer_migrations",
+    "consumer_notify",
+];
 const PREFIX: &str = "consumer_";
 /// PostgreSQL cuts names at 63 bytes; the longest of ours has 30 behind the prefix.
 const LONGEST: usize = 32;
@@ -65,8 +71,8 @@ impl Tables {
         format!("{}{}", self.prefix, table.strip_prefix(PREFIX).unwrap_or(table))
     }
 
-    /// A statement written with the default names, with these. Tables get their schema; other names (indexes, triggers)
-    /// only the prefix, since they are where their table is.
+    /// A statement written with the default names, with these. Indexes and triggers get only
+    /// the prefix, since they are where their table is.
     pub(crate) fn in_sql(&self, sql: &str) -> String {
         let mut out = String::with_capacity(sql.len() + 32);
         let mut rest = sql;
@@ -77,7 +83,7 @@ impl Tables {
             let end = found.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(found.len());
             let (word, behind) = found.split_at(end);
             if starts_a_word {
-                if let Some(schema) = self.schema.as_deref().filter(|_| TABLES.contains(&word)) {
+                if let Some(schema) = self.schema.as_deref().filter(|_| IN_SCHEMA.contains(&word)) {
                     out.push_str(schema);
                     out.push('.');
                 }

@@ -12,7 +12,7 @@ pub(crate) fn run(json: bool, rest: &[OsString], interrupt: &Interrupt) -> Resul
     let mut bench = cargo::cargo();
     bench.args(["run", "--quiet", "--release", "--package", "benches", "--"]);
     bench.args(["--kafka", &services.kafka.bootstrap(), "--amqp", &services.rabbitmq.url()]);
-    bench.args(["--redis", &services.redis.url()]);
+    bench.args(["--redis", &services.redis.url(), "--postgres", &services.postgres.url()]);
     if json {
         bench.arg("--json");
     }

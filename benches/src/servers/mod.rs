@@ -1,4 +1,4 @@
-//! On a real Kafka, RabbitMQ and Redis: beside what people write by hand, and beside the limit.
+//! On a real Kafka, RabbitMQ, Redis and PostgreSQL: beside what people write by hand, and beside the limit.
 
 mod amqp;
 mod backlog;
@@ -8,6 +8,7 @@ mod naive;
 mod ours;
 mod raw;
 mod redis_server;
+mod relay;
 mod store;
 mod throughput;
 mod topic;
@@ -31,6 +32,7 @@ pub(crate) struct Servers {
     pub(crate) kafka: String,
     pub(crate) amqp: String,
     pub(crate) redis: String,
+    pub(crate) postgres: String,
 }
 
 pub(crate) fn run(report: &mut Report, servers: &Servers) -> Fallible<()> {
@@ -48,6 +50,9 @@ pub(crate) fn run(report: &mut Report, servers: &Servers) -> Fallible<()> {
     }
     if report.wants("dead letters") {
         runtime.block_on(dead_letters::measure(report, servers))?;
+    }
+    if report.wants("relay") {
+        runtime.block_on(relay::measure(report, servers))?;
     }
     amqp::measure(report, servers, &runtime, &mut redis)?;
     Ok(())

@@ -11,7 +11,7 @@ CREATE TABLE consumer_outbox (
     -- Rows of one destination and key are published in the order of their ids; those without one in any order.
     message_key BYTEA,
     -- [["name", "value"], …]; a value that is no text is {"base64": "…"}, one that is null is null.
-    headers     JSON        NOT NULL DEFAULT '[]',
+    headers     TEXT        NOT NULL DEFAULT '[]',
     -- NULL is a tombstone.
     payload     BYTEA,
     created_at  TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),

@@ -9,11 +9,12 @@ CREATE TABLE consumer_outbox (
     -- Stays the same however often it is published: consumers deduplicate by it.
     message_id   TEXT    NOT NULL,
     -- Rows of one destination and key are published in the order of their ids; those without one in any order.
-    message_key  BLOB,
+    -- A blob and nothing else: SQLite takes the text 'k' and the blob x'6b' for two keys.
+    message_key  BLOB    CHECK (typeof(message_key) IN ('blob', 'null')),
     -- [["name", "value"], …]; a value that is no text is {"base64": "…"}, one that is null is null.
     headers      TEXT    NOT NULL DEFAULT '[]',
     -- NULL is a tombstone.
-    payload      BLOB,
+    payload      BLOB    CHECK (typeof(payload) IN ('blob', 'text', 'null')),
     created_at   INTEGER NOT NULL DEFAULT (CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)),
     -- 0 waiting, 1 held behind an earlier one of its key, 2 failed (quarantined where due_at is null), 3 published.
     state        INTEGER NOT NULL DEFAULT 0,

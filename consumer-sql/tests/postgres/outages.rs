@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::Poll,
     time::Duration,
@@ -27,13 +27,16 @@ const BOUND: Duration = Duration::from_secs(60);
 async fn fm31_a_server_that_is_killed_loses_nothing_that_was_answered() {
     let server = Postgres::start().unwrap();
     let store = PostgresStore::connect(server.url()).await.unwrap();
-    let done = Arc::new(AtomicU32::new(0));
+    let (done, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
     let working = tokio::spawn({
-        let (store, done) = (store.clone(), done.clone());
+        let (store, done, stop) = (store.clone(), done.clone(), stop.clone());
         async move {
             let mut completed = Vec::new();
             for id in 0.. {
-                let Ok(ClaimReply::Claimed(claim)) = store.claim(request(id, 1)).await else { break };
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let Ok(ClaimReply::Claimed(claim)) = store.claim(request(id, 1)).await else { continue };
                 // Over the outage, however long.
                 let resolved = store.resolve(claim, Resolution::Completed, LIFETIME).await.unwrap();
                 assert_eq!(resolved, Resolved::Applied, "key {id}");
@@ -43,12 +46,12 @@ async fn fm31_a_server_that_is_killed_loses_nothing_that_was_answered() {
             completed
         }
     });
-    let some = async {
-        while done.load(Ordering::Relaxed) < 20 {
+    let reaches = async |count| {
+        while done.load(Ordering::Relaxed) < count {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(BOUND, some).await.unwrap();
+    timeout(BOUND, reaches(20)).await.unwrap();
     let held = claimed(&store, 1_000_000).await;
     server.kill();
     let error = timeout(BOUND, async {
@@ -67,6 +70,8 @@ async fn fm31_a_server_that_is_killed_loses_nothing_that_was_answered() {
     server.start_again().unwrap();
     timeout(BOUND, poll_fn(|cx| store.poll_available(cx))).await.unwrap();
     assert_eq!(timeout(BOUND, recording).await.unwrap().unwrap(), Resolved::Applied);
+    timeout(BOUND, reaches(done.load(Ordering::Relaxed) + 20)).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
     let completed = timeout(BOUND, working).await.unwrap().unwrap();
     let other = PostgresStore::connect(server.url()).await.unwrap();
     for id in completed.into_iter().chain([1_000_000]) {

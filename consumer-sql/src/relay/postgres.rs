@@ -1,0 +1,253 @@
+//! The outbox in PostgreSQL.
+//!
+//! A shard is owned by a session's advisory lock, in its form that does not wait (one that waits would keep the vacuum from
+//! what was deleted since). No transaction is open while rows are published, and no row is locked: skipping one that is
+//! locked would let later ones of its key pass.
+
+use std::time::Duration;
+
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, Pool, Postgres, Row as _,
+    postgres::{PgListener, PgPoolOptions, PgRow},
+};
+use tokio::sync::watch;
+
+use super::session::{Failed, Lag, Limit, Session, Settled};
+use crate::{
+    Tables,
+    outbox::row::{NewRow, Row},
+};
+
+/// As the column `shard` is computed.
+const SHARDS: u16 = 32;
+/// Rows that are deleted from the history at once.
+const FORGOTTEN: i64 = 1_000;
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// The key of the lock of shard `$1`: no other table has this one's oid.
+const LOCK: &str = "(('consumer_outbox'::regclass::oid::bigint << 8) | $1::bigint)";
+
+#[derive(Debug)]
+pub struct PostgresSession {
+    connection: PgConnection,
+    tables: Tables,
+}
+
+impl PostgresSession {
+    fn sql(&self, sql: &str) -> AssertSqlSafe<String> {
+        AssertSqlSafe(self.tables.in_sql(sql))
+    }
+
+    async fn lock(&mut self, function: &str, shard: u16) -> Result<bool, sqlx::Error> {
+        let sql = self.sql(&format!("SELECT {function}({LOCK})"));
+        sqlx::query_scalar(sql).bind(i64::from(shard)).fetch_one(&mut self.connection).await
+    }
+}
+
+impl Session for PostgresSession {
+    type Database = Postgres;
+
+    const MOST: usize = SHARDS as usize;
+
+    async fn open(pool: &Pool<Postgres>, tables: &Tables) -> Result<Self, sqlx::Error> {
+        // Of its own: what a session locks must not go back into a pool.
+        let connection = PgConnection::connect_with(&pool.connect_options()).await?;
+        Ok(Self { connection, tables: tables.clone() })
+    }
+
+    async fn own(&mut self, first: u16) -> Result<Option<u16>, sqlx::Error> {
+        let sql = self.sql(
+            "SELECT s::smallint FROM generate_series(0, $2 - 1) s \
+             WHERE EXISTS (SELECT 1 FROM consumer_outbox WHERE shard = s AND state = 0) ORDER BY (s + $2 - $1) % $2",
+        );
+        let shards: Vec<i16> = sqlx::query_scalar(sql)
+            .bind(i32::from(first % SHARDS))
+            .bind(i32::from(SHARDS))
+            .fetch_all(&mut self.connection)
+            .await?;
+        for shard in shards.into_iter().filter_map(|shard| u16::try_from(shard).ok()) {
+            if self.lock("pg_try_advisory_lock", shard).await? {
+                return Ok(Some(shard));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn take(&mut self, shard: u16, limit: Limit) -> Result<Option<Vec<Row>>, sqlx::Error> {
+        let sql = self.sql(
+            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
+               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
+                 AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
+             FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
+                 (SELECT id, coalesce(octet_length(payload), 0)::bigint AS size FROM consumer_outbox \
+                  WHERE shard = $1 AND state = 0 ORDER BY id LIMIT $2) first) sized \
+             JOIN consumer_outbox o USING (id) WHERE sized.before < $3 ORDER BY o.id",
+        );
+        let rows = sqlx::query(sql)
+            .bind(i16::try_from(shard).unwrap_or_default())
+            .bind(i64::from(limit.rows))
+            .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
+            .fetch_all(&mut self.connection)
+            .await?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            if row.try_get("behind")? {
+                behind.push(row.try_get::<i64, _>("id")?);
+            } else {
+                free.push(read(&row)?);
+            }
+        }
+        if !behind.is_empty() {
+            let sql = self.sql("UPDATE consumer_outbox SET state = 1 WHERE id = ANY($1) AND state = 0");
+            sqlx::query(sql).bind(behind).execute(&mut self.connection).await?;
+        }
+        Ok(Some(free))
+    }
+
+    async fn settle(&mut self, settled: &Settled, keep: bool) -> Result<(), sqlx::Error> {
+        let published = if keep {
+            "UPDATE consumer_outbox SET state = 3, error = NULL, published_at = now() WHERE id = ANY($1) AND state <> 3"
+        } else {
+            "DELETE FROM consumer_outbox WHERE id = ANY($1)"
+        };
+        let published = self.sql(published);
+        if settled.failed.is_empty() && settled.released.is_empty() {
+            sqlx::query(published).bind(&settled.published).execute(&mut self.connection).await?;
+            return Ok(());
+        }
+        let failed = self.sql(
+            "UPDATE consumer_outbox o SET state = 2, attempts = f.attempts, error = f.error, \
+             due_at = now() + f.wait * interval '1 millisecond' \
+             FROM UNNEST($1::bigint[], $2::int[], $3::text[], $4::bigint[]) AS f (id, attempts, error, wait) \
+             WHERE o.id = f.id AND o.state = 0",
+        );
+        let released = self.sql(
+            "UPDATE consumer_outbox o SET state = 0 FROM UNNEST($1::text[], $2::bytea[]) AS r (destination, message_key) \
+             WHERE o.state = 1 AND o.destination = r.destination AND o.message_key = r.message_key",
+        );
+        let mut transaction = self.connection.begin().await?;
+        sqlx::query(published).bind(&settled.published).execute(&mut *transaction).await?;
+        let (ids, attempts, errors, waits) = columns(&settled.failed);
+        let query = sqlx::query(failed).bind(ids).bind(attempts).bind(errors).bind(waits);
+        query.execute(&mut *transaction).await?;
+        let (destinations, keys): (Vec<_>, Vec<_>) = settled.released.iter().cloned().unzip();
+        sqlx::query(released).bind(destinations).bind(keys).execute(&mut *transaction).await?;
+        transaction.commit().await
+    }
+
+    async fn disown(&mut self, shard: u16) -> Result<(), sqlx::Error> {
+        self.lock("pg_advisory_unlock", shard).await.map(drop)
+    }
+
+    async fn retry_due(&mut self) -> Result<u64, sqlx::Error> {
+        let sql = self
+            .sql("UPDATE consumer_outbox SET state = 0, due_at = NULL WHERE state = 2 AND due_at <= now()");
+        Ok(sqlx::query(sql).execute(&mut self.connection).await?.rows_affected())
+    }
+
+    async fn forget(&mut self, after: Duration) -> Result<u64, sqlx::Error> {
+        let sql = self.sql(
+            "DELETE FROM consumer_outbox WHERE id IN (SELECT id FROM consumer_outbox WHERE state = 3 \
+             AND published_at < now() - $1 * interval '1 millisecond' ORDER BY published_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        );
+        let query = sqlx::query(sql).bind(millis(after)).bind(FORGOTTEN);
+        Ok(query.execute(&mut self.connection).await?.rows_affected())
+    }
+
+    async fn lag(&mut self) -> Result<Lag, sqlx::Error> {
+        let sql = self.sql(
+            "SELECT (SELECT count(*) FROM consumer_outbox WHERE state = 0) \
+                  + (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL) AS waiting, \
+             (SELECT count(*) FROM consumer_outbox WHERE state = 1) AS held, \
+             (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NULL) AS quarantined, \
+             (SELECT (extract(epoch FROM clock_timestamp() - min(created_at)) * 1000)::bigint FROM consumer_outbox \
+              WHERE id IN (SELECT (SELECT min(id) FROM consumer_outbox WHERE shard = s AND state = 0) \
+                           FROM generate_series(0, $1 - 1) s) OR (state = 2 AND due_at IS NOT NULL)) AS oldest",
+        );
+        let row = sqlx::query(sql).bind(i32::from(SHARDS)).fetch_one(&mut self.connection).await?;
+        let count = |name| row.try_get::<i64, _>(name).map(|count| u64::try_from(count).unwrap_or(0));
+        let oldest: Option<i64> = row.try_get("oldest")?;
+        Ok(Lag {
+            waiting: count("waiting")?,
+            oldest: Duration::from_millis(oldest.and_then(|it| u64::try_from(it).ok()).unwrap_or(0)),
+            held: count("held")?,
+            quarantined: count("quarantined")?,
+        })
+    }
+
+    async fn has_work(&mut self) -> Result<bool, sqlx::Error> {
+        let sql = self.sql(
+            "SELECT EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 0) \
+             OR EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL)",
+        );
+        sqlx::query_scalar(sql).fetch_one(&mut self.connection).await
+    }
+}
+
+fn read(row: &PgRow) -> Result<Row, sqlx::Error> {
+    Ok(Row {
+        id: row.try_get("id")?,
+        attempts: u32::try_from(row.try_get::<i32, _>("attempts")?).unwrap_or(0),
+        message: NewRow {
+            destination: row.try_get("destination")?,
+            message_id: row.try_get("message_id")?,
+            message_key: row.try_get("message_key")?,
+            headers: row.try_get("headers")?,
+            payload: row.try_get("payload")?,
+        },
+    })
+}
+
+type Columns<'a> = (Vec<i64>, Vec<i32>, Vec<&'a str>, Vec<Option<i64>>);
+
+fn columns(failed: &[Failed]) -> Columns<'_> {
+    let mut columns = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for row in failed {
+        columns.0.push(row.id);
+        columns.1.push(i32::try_from(row.attempts).unwrap_or(i32::MAX));
+        columns.2.push(&*row.error);
+        columns.3.push(row.wait.map(millis));
+    }
+    columns
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Wakes with every notification of the table's trigger, and after every reconnect: what came meanwhile was missed.
+pub(crate) async fn listen(
+    pool: Pool<Postgres>,
+    tables: Tables,
+    wake: watch::Sender<u64>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let channel = tables.bare("consumer_outbox");
+    let listening = async {
+        loop {
+            if let Err(error) = hear(&pool, &channel, &wake).await {
+                tracing::debug!(%error, "the relay does not hear of new rows, and only looks for them; trying again");
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = listening => {}
+    }
+}
+
+async fn hear(pool: &Pool<Postgres>, channel: &str, wake: &watch::Sender<u64>) -> Result<(), sqlx::Error> {
+    // A pool of its own: the listener keeps its connection for good, and the user's pool may be small.
+    let options = PgPoolOptions::new().max_connections(1);
+    let pool = options.connect_with((*pool.connect_options()).clone()).await?;
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.listen(channel).await?;
+    loop {
+        wake.send_modify(|times| *times += 1);
+        listener.try_recv().await?;
+    }
+}

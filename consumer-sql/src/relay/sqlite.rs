@@ -1,0 +1,209 @@
+//! The outbox in an SQLite file.
+//!
+//! The file has one shard, and whoever holds the lock of a file beside it owns that. The operating system frees the lock of
+//! a process that dies.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    path::PathBuf,
+    time::Duration,
+};
+
+use sqlx::{AssertSqlSafe, Connection, Pool, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
+
+use super::session::{Lag, Limit, Session, Settled};
+use crate::{
+    Tables,
+    outbox::row::{NewRow, Row},
+};
+
+/// Rows that are deleted from the history at once.
+const FORGOTTEN: i64 = 1_000;
+const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
+
+#[derive(Debug)]
+pub struct SqliteSession {
+    connection: SqliteConnection,
+    tables: Tables,
+    /// None for a database in memory, which nobody shares.
+    lock: Option<PathBuf>,
+    owned: Option<File>,
+}
+
+impl SqliteSession {
+    fn sql(&self, sql: &str) -> AssertSqlSafe<String> {
+        AssertSqlSafe(self.tables.in_sql(&sql.replace("NOW()", NOW)))
+    }
+
+    /// Whether this session is the one that publishes.
+    fn lock(&mut self) -> Result<bool, sqlx::Error> {
+        let Some(path) = self.lock.as_ref().filter(|_| self.owned.is_none()) else { return Ok(true) };
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => self.owned = Some(file),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        Ok(true)
+    }
+}
+
+impl Session for SqliteSession {
+    type Database = Sqlite;
+
+    const MOST: usize = 1;
+
+    async fn open(pool: &Pool<Sqlite>, tables: &Tables) -> Result<Self, sqlx::Error> {
+        let options = pool.connect_options();
+        let file = options.get_filename();
+        let is_file = !file.as_os_str().is_empty() && !file.to_string_lossy().contains(":memory:");
+        let lock = is_file.then(|| {
+            let mut path = file.as_os_str().to_owned();
+            path.push(format!(".{}lock", tables.bare("consumer_outbox_")));
+            PathBuf::from(path)
+        });
+        let connection = SqliteConnection::connect_with(&options).await?;
+        Ok(Self { connection, tables: tables.clone(), lock, owned: None })
+    }
+
+    async fn own(&mut self, _: u16) -> Result<Option<u16>, sqlx::Error> {
+        let sql = self.sql("SELECT EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 0)");
+        let waiting: bool = sqlx::query_scalar(sql).fetch_one(&mut self.connection).await?;
+        Ok(if waiting && self.lock()? { Some(0) } else { None })
+    }
+
+    async fn take(&mut self, _: u16, limit: Limit) -> Result<Option<Vec<Row>>, sqlx::Error> {
+        let sql = self.sql(
+            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
+               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
+                 AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
+             FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
+                 (SELECT id, coalesce(length(payload), 0) AS size FROM consumer_outbox \
+                  WHERE state = 0 ORDER BY id LIMIT $1)) sized \
+             JOIN consumer_outbox o ON o.id = sized.id WHERE sized.before < $2 ORDER BY o.id",
+        );
+        let rows = sqlx::query(sql)
+            .bind(i64::from(limit.rows))
+            .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
+            .fetch_all(&mut self.connection)
+            .await?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            if row.try_get("behind")? {
+                behind.push(row.try_get::<i64, _>("id")?);
+            } else {
+                free.push(read(&row)?);
+            }
+        }
+        if !behind.is_empty() {
+            let sql = self.sql(
+                "UPDATE consumer_outbox SET state = 1 WHERE id IN (SELECT value FROM json_each($1)) AND state = 0",
+            );
+            sqlx::query(sql).bind(list(&behind)).execute(&mut self.connection).await?;
+        }
+        Ok(Some(free))
+    }
+
+    async fn settle(&mut self, settled: &Settled, keep: bool) -> Result<(), sqlx::Error> {
+        let published = self.sql(if keep {
+            "UPDATE consumer_outbox SET state = 3, error = NULL, published_at = NOW() \
+             WHERE id IN (SELECT value FROM json_each($1)) AND state <> 3"
+        } else {
+            "DELETE FROM consumer_outbox WHERE id IN (SELECT value FROM json_each($1))"
+        });
+        let failed = self.sql(
+            "UPDATE consumer_outbox SET state = 2, attempts = $2, error = $3, due_at = NOW() + $4 \
+             WHERE id = $1 AND state = 0",
+        );
+        let released = self.sql(
+            "UPDATE consumer_outbox SET state = 0 WHERE state = 1 AND destination = $1 AND message_key = $2",
+        );
+        let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(published).bind(list(&settled.published)).execute(&mut *transaction).await?;
+        for row in &settled.failed {
+            let query =
+                sqlx::query(AssertSqlSafe(failed.0.clone())).bind(row.id).bind(i64::from(row.attempts));
+            query.bind(&row.error).bind(row.wait.map(millis)).execute(&mut *transaction).await?;
+        }
+        for (destination, key) in &settled.released {
+            let query = sqlx::query(AssertSqlSafe(released.0.clone())).bind(destination).bind(key);
+            query.execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
+    }
+
+    async fn disown(&mut self, _: u16) -> Result<(), sqlx::Error> {
+        // Kept as long as the session: taking turns would only cost.
+        Ok(())
+    }
+
+    async fn retry_due(&mut self) -> Result<u64, sqlx::Error> {
+        let sql = self
+            .sql("UPDATE consumer_outbox SET state = 0, due_at = NULL WHERE state = 2 AND due_at <= NOW()");
+        Ok(sqlx::query(sql).execute(&mut self.connection).await?.rows_affected())
+    }
+
+    async fn forget(&mut self, after: Duration) -> Result<u64, sqlx::Error> {
+        let sql = self.sql(
+            "DELETE FROM consumer_outbox WHERE id IN (SELECT id FROM consumer_outbox WHERE state = 3 \
+             AND published_at < NOW() - $1 ORDER BY published_at LIMIT $2)",
+        );
+        let query = sqlx::query(sql).bind(millis(after)).bind(FORGOTTEN);
+        Ok(query.execute(&mut self.connection).await?.rows_affected())
+    }
+
+    async fn lag(&mut self) -> Result<Lag, sqlx::Error> {
+        let sql = self.sql(
+            "SELECT (SELECT count(*) FROM consumer_outbox WHERE state = 0) \
+                  + (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL) AS waiting, \
+             (SELECT count(*) FROM consumer_outbox WHERE state = 1) AS held, \
+             (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NULL) AS quarantined, \
+             (SELECT NOW() - min(created_at) FROM consumer_outbox \
+              WHERE id = (SELECT min(id) FROM consumer_outbox WHERE state = 0) OR (state = 2 AND due_at IS NOT NULL)) AS oldest",
+        );
+        let row = sqlx::query(sql).fetch_one(&mut self.connection).await?;
+        let count = |name| row.try_get::<i64, _>(name).map(|count| u64::try_from(count).unwrap_or(0));
+        let oldest: Option<i64> = row.try_get("oldest")?;
+        Ok(Lag {
+            waiting: count("waiting")?,
+            oldest: Duration::from_millis(oldest.and_then(|it| u64::try_from(it).ok()).unwrap_or(0)),
+            held: count("held")?,
+            quarantined: count("quarantined")?,
+        })
+    }
+
+    async fn has_work(&mut self) -> Result<bool, sqlx::Error> {
+        let sql = self.sql(
+            "SELECT EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 0) \
+             OR EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL)",
+        );
+        sqlx::query_scalar(sql).fetch_one(&mut self.connection).await
+    }
+}
+
+fn read(row: &SqliteRow) -> Result<Row, sqlx::Error> {
+    Ok(Row {
+        id: row.try_get("id")?,
+        attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0),
+        message: NewRow {
+            destination: row.try_get("destination")?,
+            message_id: row.try_get("message_id")?,
+            message_key: row.try_get("message_key")?,
+            headers: row.try_get("headers")?,
+            payload: row.try_get("payload")?,
+        },
+    })
+}
+
+/// Ids as a JSON array, for `json_each`.
+fn list(ids: &[i64]) -> String {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    format!("[{}]", ids.join(","))
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

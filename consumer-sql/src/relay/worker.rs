@@ -1,0 +1,195 @@
+//! One worker of a relay: own a shard, publish what is in it, settle, give it up.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use consumer_core::{PublishError, Publisher};
+use sqlx::Pool;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Config,
+    meter::Meter,
+    publish::{Batch, publish},
+    session::{Session, Settled},
+};
+use crate::{Database, SqlError};
+
+/// Batches of a shard in a row, while others may wait for it.
+const TURNS: u32 = 16;
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// What the workers of a relay share.
+pub(super) struct Shared<DB: Database, P> {
+    pub(super) pool: Pool<DB>,
+    pub(super) publisher: P,
+    pub(super) config: Config,
+    pub(super) counts: Counts,
+    pub(super) meter: Meter,
+    pub(super) stop: watch::Receiver<bool>,
+    /// Changes when there may be something new.
+    pub(super) wake: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) published: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) quarantined: AtomicU64,
+}
+
+pub(super) struct Worker<DB: Database, P> {
+    shared: Arc<Shared<DB, P>>,
+    session: Option<DB::Session>,
+    stop: watch::Receiver<bool>,
+    wake: watch::Receiver<u64>,
+    /// The shard to begin the search with.
+    next: u16,
+    /// What was published when the connection was lost.
+    unsettled: Option<Settled>,
+    wait: Duration,
+}
+
+impl<DB: Database, P: Publisher> Worker<DB, P> {
+    pub(super) fn new(shared: Arc<Shared<DB, P>>, number: u16) -> Self {
+        let (stop, wake) = (shared.stop.clone(), shared.wake.subscribe());
+        Self { shared, session: None, stop, wake, next: number * 7, unsettled: None, wait: FIRST_WAIT }
+    }
+
+    /// Until the stop.
+    pub(super) async fn run(mut self) {
+        while !*self.stop.borrow() {
+            if let Err(error) = self.round().await {
+                let error = SqlError::driver("the outbox cannot be worked on", error);
+                let error = consumer_core::Failure::permanent(error).cause();
+                tracing::warn!(%error, wait = ?self.wait, "the relay has lost its database; trying again");
+                self.session = None;
+                self.rest().await;
+            }
+        }
+        // What is known to be published is not published again for the sake of a second.
+        if let Some(settled) = self.unsettled.take() {
+            let keep = self.shared.config.history.is_some();
+            let last = async { self.session().await?.settle(&settled, keep).await };
+            let last = timeout(LONGEST_WAIT, last).await;
+            if !matches!(last, Ok(Ok(()))) {
+                let rows = settled.published.len();
+                tracing::warn!(
+                    rows,
+                    "what was published last could not be settled: it will be published again"
+                );
+            }
+        }
+    }
+
+    async fn session(&mut self) -> Result<&mut DB::Session, sqlx::Error> {
+        if self.session.is_none() {
+            let Shared { pool, config, .. } = &*self.shared;
+            self.session = Some(DB::Session::open(pool, &config.tables).await?);
+        }
+        self.session.as_mut().ok_or(sqlx::Error::WorkerCrashed)
+    }
+
+    /// One shard, or the wait for something new.
+    async fn round(&mut self) -> Result<(), sqlx::Error> {
+        self.settle_what_is_left().await?;
+        self.wake.mark_unchanged();
+        let first = self.next;
+        let Some(shard) = self.session().await?.own(first).await? else {
+            let poll = self.shared.config.poll;
+            tokio::select! {
+                _ = self.stop.wait_for(|stop| *stop) => {}
+                _ = timeout(poll, self.wake.changed()) => {}
+            }
+            return Ok(());
+        };
+        self.next = shard + 1;
+        for _ in 0..TURNS {
+            if *self.stop.borrow() || !self.batch(shard).await? {
+                break;
+            }
+        }
+        self.session().await?.disown(shard).await
+    }
+
+    /// Whether there may be more.
+    async fn batch(&mut self, shard: u16) -> Result<bool, sqlx::Error> {
+        let limit = self.shared.config.limit;
+        let Some(rows) = self.session().await?.take(shard, limit).await? else { return Ok(false) };
+        let drain = self.shared.config.drain;
+        let mut stop = self.stop.clone();
+        let enough = async move {
+            // A sender that is gone is a stop as well.
+            let _ = stop.wait_for(|stop| *stop).await;
+            sleep(drain).await;
+        };
+        let shared = self.shared.clone();
+        let Batch { settled, away } = publish(&shared.publisher, rows, shared.config.policy, enough).await;
+        self.count(&settled);
+        if !settled.is_empty() {
+            self.unsettled = Some(settled);
+            self.settle_what_is_left().await?;
+        }
+        if let Some(error) = away {
+            self.away(error).await;
+            return Ok(false);
+        }
+        self.wait = FIRST_WAIT;
+        Ok(true)
+    }
+
+    async fn settle_what_is_left(&mut self) -> Result<(), sqlx::Error> {
+        let Some(settled) = self.unsettled.take() else { return Ok(()) };
+        let keep = self.shared.config.history.is_some();
+        let done = match self.session().await {
+            Ok(session) => session.settle(&settled, keep).await,
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            self.unsettled = Some(settled);
+        }
+        done
+    }
+
+    async fn away(&mut self, error: PublishError) {
+        let error = consumer_core::Failure::permanent(error).cause();
+        tracing::warn!(%error, wait = ?self.wait, "the broker takes no messages; they wait in the outbox");
+        self.rest().await;
+    }
+
+    async fn rest(&mut self) {
+        tokio::select! {
+            _ = self.stop.wait_for(|stop| *stop) => {}
+            () = sleep(self.wait) => {}
+        }
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+    }
+
+    fn count(&self, settled: &Settled) {
+        let Shared { counts, meter, .. } = &*self.shared;
+        let add = |count: &AtomicU64, more: usize| count.fetch_add(more as u64, Ordering::Relaxed);
+        add(&counts.published, settled.published.len());
+        add(&counts.failed, settled.failed.len());
+        let quarantined = settled.failed.iter().filter(|row| row.wait.is_none());
+        for row in quarantined.clone() {
+            tracing::error!(
+                row = row.id,
+                attempts = row.attempts,
+                error = row.error,
+                "row is quarantined, and its key held"
+            );
+        }
+        let quarantined = quarantined.count();
+        add(&counts.quarantined, quarantined);
+        meter.settled(settled.published.len(), settled.failed.len(), quarantined);
+    }
+}
