@@ -26,6 +26,8 @@ struct Store(Handle);
 
 dedup_store!(Store);
 
+type Other = Box<dyn FnOnce(&mut Database) + Send>;
+
 #[derive(Default)]
 struct Database {
     rows: HashMap<u128, Result<Row<Kept>, Unreadable>>,
@@ -34,7 +36,7 @@ struct Database {
     /// The next write happens, and nobody is told.
     loses_an_answer: bool,
     /// Another process, which comes between the next load and its write.
-    other: Option<Box<dyn FnOnce(&mut Database) + Send>>,
+    other: Option<Other>,
     largest_batch: usize,
 }
 
