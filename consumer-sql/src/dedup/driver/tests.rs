@@ -38,6 +38,8 @@ struct Database {
     /// Another process, which comes between the next load and its write.
     other: Option<Other>,
     largest_batch: usize,
+    /// So many portions.
+    expired: u32,
 }
 
 #[derive(Clone, Default)]
@@ -64,6 +66,8 @@ fn gone() -> sqlx::Error {
 
 impl Backend for Fake {
     async fn load(&mut self, keys: &Keys) -> Result<Loaded, sqlx::Error> {
+        // As a real one, which takes a while.
+        tokio::task::yield_now().await;
         let mut database = self.lock();
         if database.down {
             return Err(gone());
@@ -94,7 +98,9 @@ impl Backend for Fake {
     }
 
     async fn sweep(&mut self, _now: u64) -> Result<bool, sqlx::Error> {
-        Ok(false)
+        let mut database = self.lock();
+        database.expired = database.expired.saturating_sub(1);
+        Ok(database.expired > 0)
     }
 
     async fn close(self) {}
@@ -190,7 +196,7 @@ async fn a_key_that_another_process_has_written_meanwhile_is_decided_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_waits_for_what_is_decided_anew() {
+async fn what_is_decided_anew_stays_in_order_and_a_flush_waits_for_it() {
     let database = Fake::default();
     let store = database.store();
     let claim = claimed(&store, 1).await;
@@ -200,9 +206,11 @@ async fn a_flush_waits_for_what_is_decided_anew() {
         }
     };
     database.lock().other = Some(Box::new(prolong));
-    drop(store.resolve(claim, Resolution::Completed, LIFETIME));
+    drop(store.resolve(claim, Resolution::Returned { attempts: 0 }, LIFETIME));
+    let next = store.claim(request(1, 2));
     store.flush().await.unwrap();
-    assert!(matches!(database.state(1), State::Completed { .. }));
+    assert!(matches!(database.state(1), State::Claimed(Claimed { owner: Owner { process: 2, .. }, .. })));
+    assert!(matches!(next.await.unwrap(), ClaimReply::Claimed(_)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -286,4 +294,18 @@ async fn a_store_that_is_up_again_says_so_though_nobody_asks() {
     assert!(!is_up(&store).await);
     database.lock().down = false;
     poll_fn(|cx| store.poll_available(cx)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_long_as_expired_rows_are_left_each_batch_deletes_some() {
+    let database = Fake::default();
+    let store = database.store();
+    database.lock().expired = 5;
+    store.flush().await.unwrap();
+    assert_eq!(database.lock().expired, 5, "it is not time yet");
+    tokio::time::advance(SWEEP).await;
+    for _ in 0..6 {
+        store.flush().await.unwrap();
+    }
+    assert_eq!(database.lock().expired, 0);
 }
