@@ -24,6 +24,16 @@ const SHARDS: u16 = 32;
 const FORGOTTEN: i64 = 1_000;
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
+/// Everything here looks rows up by an index, also when the planner believes that the table is as small as it was before a
+/// backlog came: it would rather read and sort all of that. (For the same reason `take` names its shard by a range and has it
+/// in the order, or the planner would walk along the ids, past those of all other shards.)
+const PLANS: [(&str, &str); 4] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
+
 /// The key of the lock of shard `$1`: no other table has this one's oid.
 const LOCK: &str = "(('consumer_outbox'::regclass::oid::bigint << 8) | $1::bigint)";
 
@@ -51,7 +61,8 @@ impl Session for PostgresSession {
 
     async fn open(pool: &Pool<Postgres>, tables: &Tables) -> Result<Self, sqlx::Error> {
         // Of its own: what a session locks must not go back into a pool.
-        let connection = PgConnection::connect_with(&pool.connect_options()).await?;
+        let options = (*pool.connect_options()).clone().options(PLANS);
+        let connection = PgConnection::connect_with(&options).await?;
         Ok(Self { connection, tables: tables.clone() })
     }
 
@@ -80,7 +91,7 @@ impl Session for PostgresSession {
                  AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
              FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
                  (SELECT id, coalesce(octet_length(payload), 0)::bigint AS size FROM consumer_outbox \
-                  WHERE shard = $1 AND state = 0 ORDER BY id LIMIT $2) first) sized \
+                  WHERE shard >= $1 AND shard <= $1 AND state = 0 ORDER BY shard, id LIMIT $2) first) sized \
              JOIN consumer_outbox o USING (id) WHERE sized.before < $3 ORDER BY o.id",
         );
         let rows = sqlx::query(sql)
@@ -163,9 +174,10 @@ impl Session for PostgresSession {
                   + (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL) AS waiting, \
              (SELECT count(*) FROM consumer_outbox WHERE state = 1) AS held, \
              (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NULL) AS quarantined, \
-             (SELECT (extract(epoch FROM clock_timestamp() - min(created_at)) * 1000)::bigint FROM consumer_outbox \
-              WHERE id IN (SELECT (SELECT min(id) FROM consumer_outbox WHERE shard = s AND state = 0) \
-                           FROM generate_series(0, $1 - 1) s) OR (state = 2 AND due_at IS NOT NULL)) AS oldest",
+             (extract(epoch FROM clock_timestamp() - least( \
+               (SELECT min(created_at) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL), \
+               (SELECT min(o.created_at) FROM generate_series(0, $1 - 1) s JOIN consumer_outbox o ON o.id = \
+                 (SELECT min(id) FROM consumer_outbox WHERE shard = s AND state = 0)))) * 1000)::bigint AS oldest",
         );
         let row = sqlx::query(sql).bind(i32::from(SHARDS)).fetch_one(&mut self.connection).await?;
         let count = |name| row.try_get::<i64, _>(name).map(|count| u64::try_from(count).unwrap_or(0));

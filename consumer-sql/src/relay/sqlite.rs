@@ -67,7 +67,7 @@ impl Session for SqliteSession {
     }
 
     async fn own(&mut self, _: u16) -> Result<Option<u16>, sqlx::Error> {
-        let sql = self.sql("SELECT EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 0)");
+        let sql = self.sql("SELECT EXISTS (SELECT 1 FROM consumer_outbox INDEXED BY consumer_outbox_waiting WHERE state = 0)");
         let waiting: bool = sqlx::query_scalar(sql).fetch_one(&mut self.connection).await?;
         Ok(if waiting && self.lock()? { Some(0) } else { None })
     }
@@ -78,7 +78,7 @@ impl Session for SqliteSession {
                o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
                  AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
              FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
-                 (SELECT id, coalesce(length(payload), 0) AS size FROM consumer_outbox \
+                 (SELECT id, coalesce(length(payload), 0) AS size FROM consumer_outbox INDEXED BY consumer_outbox_waiting \
                   WHERE state = 0 ORDER BY id LIMIT $1)) sized \
              JOIN consumer_outbox o ON o.id = sized.id WHERE sized.before < $2 ORDER BY o.id",
         );

@@ -9,13 +9,17 @@ use std::{
     time::Duration,
 };
 
-use consumer_core::{Outgoing, PublishError, Publisher};
+use consumer_core::{Message, Outgoing, PublishError, Publisher};
 use consumer_sql::Relay;
 use tokio::sync::{Notify, oneshot};
 
 use crate::{LIMIT, database::TestDatabase, message, on_both, write};
 
-on_both!(a_stop_waits_for_what_is_on_its_way_and_takes_nothing_more, what_is_not_confirmed_in_time_stays,);
+on_both!(
+    a_stop_waits_for_what_is_on_its_way_and_takes_nothing_more,
+    what_is_not_confirmed_in_time_stays,
+    large_rows_are_taken_a_few_at_a_time
+);
 
 /// A broker whose confirms wait.
 #[derive(Clone, Default)]
@@ -82,4 +86,27 @@ async fn what_is_not_confirmed_in_time_stays<D: TestDatabase>(database: D) {
     let report = tokio::time::timeout(LIMIT, run).await.expect("it ends").unwrap().unwrap();
     assert_eq!(report.published, 1);
     assert_eq!(database.count("state = 0 AND attempts = 0").await, 1);
+}
+
+async fn large_rows_are_taken_a_few_at_a_time<D: TestDatabase>(database: D) {
+    let slow = Slow::default();
+    // In one shard, and each of a lane of its own.
+    let large = |n: usize, mib: usize| {
+        let message = Message::builder().payload(vec![b'x'; mib << 20]).key("a").build();
+        Outgoing::new(format!("t-{n}"), message)
+    };
+    // 16 MiB at once, and the one that passes them.
+    for (sizes, at_once) in [(vec![5, 5, 5, 5, 5, 5], 4), (vec![20, 1], 1)] {
+        slow.0.0.store(0, Ordering::SeqCst);
+        write(&database, sizes.into_iter().enumerate().map(|(n, mib)| large(n, mib))).await;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let relay = slow_relay(&database, &slow).batch(100).drain_timeout(Duration::ZERO);
+        let run = tokio::spawn(relay.run(async { drop(stopped.await) }));
+        // A batch begins as a whole.
+        begun(&slow, 1).await;
+        drop(stop);
+        tokio::time::timeout(LIMIT, run).await.expect("it ends").unwrap().unwrap();
+        assert_eq!(slow.0.0.load(Ordering::SeqCst), at_once);
+        database.execute("DELETE FROM OUTBOX").await;
+    }
 }
