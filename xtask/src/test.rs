@@ -42,9 +42,10 @@ pub(crate) enum Step {
 }
 
 /// The examples that can be built with more or fewer brokers and stores, and what to build them with.
-const EXAMPLES: [(&str, &str); 10] = [
+const EXAMPLES: [(&str, &str); 11] = [
     ("orders", ""),
     ("orders", "sqlite"),
+    ("orders", "postgres"),
     ("orders", "kafka,redis"),
     ("orders", "amqp,redis"),
     ("checkout", ""),

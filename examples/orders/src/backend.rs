@@ -63,13 +63,29 @@ pub(crate) fn store(url: &str) -> Result<Connecting<DynStore>, Stop> {
             #[cfg(not(feature = "redis"))]
             return Err(missing("redis"));
         }
-        scheme => Err(unknown("store", scheme, "redis://, rediss://, sqlite:FILE and memory:")),
+        Some("postgres" | "postgresql") => {
+            #[cfg(feature = "postgres")]
+            return postgres(url);
+            #[cfg(not(feature = "postgres"))]
+            return Err(missing("postgres"));
+        }
+        scheme => Err(unknown("store", scheme, "redis://, rediss://, postgres://, sqlite:FILE and memory:")),
     }
 }
 
 #[cfg(feature = "redis")]
 fn redis(url: &str) -> Result<Connecting<DynStore>, Stop> {
     let builder = consumer::redis::RedisStore::builder(url);
+    builder.check().map_err(|error| Stop::usage(Stop::from_error(&error).to_string()))?;
+    Ok(Box::pin(async move {
+        let store = builder.connect().await.map_err(|error| Stop::from_error(&error))?;
+        Ok(DynStore::new(store))
+    }))
+}
+
+#[cfg(feature = "postgres")]
+fn postgres(url: &str) -> Result<Connecting<DynStore>, Stop> {
+    let builder = consumer::sql::PostgresStore::builder(url);
     builder.check().map_err(|error| Stop::usage(Stop::from_error(&error).to_string()))?;
     Ok(Box::pin(async move {
         let store = builder.connect().await.map_err(|error| Stop::from_error(&error))?;
@@ -103,11 +119,12 @@ fn no_broker(scheme: Option<&str>, command: &str) -> Stop {
 
 fn missing(feature: &str) -> Stop {
     // With what it was built with, so that the command can be taken as it is.
-    let redis = cfg!(feature = "redis") || feature != "sqlite";
+    let redis = cfg!(feature = "redis") || !["postgres", "sqlite"].contains(&feature);
     let others = [
         ("kafka", cfg!(feature = "kafka")),
         ("amqp", cfg!(feature = "amqp")),
         ("redis", redis),
+        ("postgres", false),
         ("sqlite", false),
     ];
     let features: Vec<_> = others
@@ -196,6 +213,15 @@ mod tests {
             assert!(redis.is_ok());
         } else {
             assert!(refusal(redis).contains("feature `redis`"));
+        }
+        let postgres = store("postgres://ann:s3cret@h/x");
+        if cfg!(feature = "postgres") {
+            assert!(postgres.is_ok());
+            let refused = refusal(store("postgres://ann:s3cret@h:port/x"));
+            assert!(refused.contains("port") && !refused.contains("s3cret"), "{refused}");
+        } else {
+            let refused = refusal(postgres);
+            assert!(refused.contains("feature `postgres`") && !refused.contains("s3cret"), "{refused}");
         }
     }
 }

@@ -56,7 +56,7 @@ fn urls_of_unknown_kinds() {
     let broker = if cfg!(feature = "kafka") { "kafka://127.0.0.1:1" } else { "memory:" };
     if cfg!(feature = "kafka") {
         let consume = ["consume", "--broker", broker, "--store"];
-        refused(consume.into_iter().chain(["postgres://ann:s3cret@h/x"]), "postgres:// is no URL of a store");
+        refused(consume.into_iter().chain(["mysql://ann:s3cret@h/x"]), "mysql:// is no URL of a store");
     }
 }
 
@@ -75,6 +75,11 @@ fn a_url_whose_feature_is_not_compiled_in_names_it() {
             ["consume", "--broker", "kafka://127.0.0.1:1", "--store", "redis://:s3cret@127.0.0.1:1"];
         refused(consume, "the feature `redis`");
     }
+    if cfg!(feature = "kafka") && !cfg!(feature = "postgres") {
+        let consume =
+            ["consume", "--broker", "kafka://127.0.0.1:1", "--store", "postgres://ann:s3cret@127.0.0.1:1/x"];
+        refused(consume, "the feature `postgres`");
+    }
 }
 
 #[cfg(all(feature = "kafka", feature = "redis"))]
@@ -86,6 +91,9 @@ fn urls_and_names_that_are_malformed() {
     refused(consume("kafka://", store), "host:port");
     refused(consume("kafka://127.0.0.1:1?enable.auto.commit=true", store), "enable.auto.commit");
     refused(consume(broker, "redis://:s3cret@127.0.0.1:port"), "port");
+    if cfg!(feature = "postgres") {
+        refused(consume(broker, "postgres://ann:s3cret@127.0.0.1:port/x"), "port");
+    }
     refused(consume(broker, store).into_iter().chain(["--topic", "no such name"]), "no such name");
     refused(consume(broker, store).into_iter().chain(["--topic", "a", "--dead-letter", "a"]), "come back");
     refused(

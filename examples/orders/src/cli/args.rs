@@ -39,7 +39,7 @@ pub(crate) enum Command {
 pub(crate) struct Consume {
     #[command(flatten)]
     pub(crate) broker: Broker,
-    /// Where ids are remembered: redis://host:port[/db], sqlite:FILE, memory:
+    /// Where ids are remembered: redis://host:port[/db], postgres://user@host/db, sqlite:FILE, memory:
     #[arg(long, env = "STORE_URL", hide_env_values = true, value_name = "URL", default_value = "memory:")]
     pub(crate) store: String,
     /// The consumer group, and the scope of what is remembered; on RabbitMQ only the scope

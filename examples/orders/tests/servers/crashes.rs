@@ -136,6 +136,15 @@ fn fm02_two_members_with_one_sqlite_file_are_killed_five_times() {
     killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-sqlite"), || {});
 }
 
+/// Without any Redis: the members, which could be on several machines, share a database.
+#[cfg(feature = "postgres")]
+#[test]
+#[ignore = "needs servers: cargo xtask test"]
+fn fm02_two_members_with_one_postgres_are_killed_five_times() {
+    let store = xtask::servers::shared_postgres();
+    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-postgres"), || {});
+}
+
 /// Two members share a topic; the older one is killed and replaced five times, and half way `disturb` happens.
 fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
     let count = messages();

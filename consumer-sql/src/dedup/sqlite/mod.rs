@@ -1,31 +1,19 @@
 //! The dedup store in an SQLite file.
 
-mod driver;
-mod records;
+mod backend;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fmt,
-    future::Future,
-    path::PathBuf,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
-use consumer_core::dedup::{
-    Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal, Resolution,
-    Resolved, StoreError,
-};
 use sqlx::{
     ConnectOptions, Connection, Sqlite, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
-use tokio::sync::{mpsc, oneshot};
 
+use super::{Handle, dedup_store};
 use crate::{SqlError, Tables, migrate};
-use driver::{Answer, Availability, Driver, Job};
+use backend::SqliteBackend;
 
 /// Keeps the state of idempotency keys in an SQLite file. Clones share one connection.
 ///
@@ -54,10 +42,9 @@ use driver::{Answer, Availability, Driver, Job};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct SqliteStore {
-    jobs: mpsc::UnboundedSender<Job>,
-    availability: Arc<Availability>,
-}
+pub struct SqliteStore(Handle);
+
+dedup_store!(SqliteStore);
 
 /// Options of a [`SqliteStore`].
 #[derive(Debug, Clone)]
@@ -65,6 +52,7 @@ pub struct SqliteStore {
 pub struct SqliteStoreBuilder {
     file: Result<PathBuf, String>,
     busy_timeout: Duration,
+    tables: Tables,
 }
 
 impl SqliteStore {
@@ -90,7 +78,7 @@ impl SqliteStore {
             Some(path) => Ok(path.into()),
             None => Err("this is no URL of an SQLite file: sqlite:orders.db".to_owned()),
         };
-        SqliteStoreBuilder { file, busy_timeout: Duration::from_secs(5) }
+        SqliteStoreBuilder { file, busy_timeout: Duration::from_secs(5), tables: Tables::new() }
     }
 }
 
@@ -98,6 +86,12 @@ impl SqliteStoreBuilder {
     /// How long another process may hold the file before that counts as an outage. Default: 5 s.
     pub fn busy_timeout(mut self, limit: Duration) -> Self {
         self.busy_timeout = limit;
+        self
+    }
+
+    /// Where in the file the tables are. Default: as [`Tables::new`] says.
+    pub fn tables(mut self, tables: Tables) -> Self {
+        self.tables = tables;
         self
     }
 
@@ -130,73 +124,8 @@ impl SqliteStoreBuilder {
         let mut connection = SqliteConnection::connect_with(&options)
             .await
             .map_err(|error| SqlError::driver(at("cannot be opened"), error))?;
-        migrate::<Sqlite>(&mut connection, &Tables::new()).await?;
-        let (jobs, received) = mpsc::unbounded_channel();
-        let availability = Arc::<Availability>::default();
-        let driver = Driver::new(connection, options, at(""), availability.clone());
-        tokio::spawn(driver.run(received));
-        Ok(SqliteStore { jobs, availability })
-    }
-}
-
-impl SqliteStore {
-    /// Enqueues by the call; the task goes on whatever becomes of the future.
-    fn ask<T: Send + 'static, J: FnOnce(Answer<T>) -> Job>(
-        &self,
-        job: J,
-    ) -> impl Future<Output = Result<T, StoreError>> + Send + 'static + use<T, J> {
-        let (answer, answered) = oneshot::channel();
-        // If the task is gone, so is the sender of the answer.
-        let _ = self.jobs.send(job(answer));
-        async move {
-            let gone = || StoreError::new("the task of the dedup store has ended with its runtime");
-            answered.await.unwrap_or_else(|_| Err(gone()))
-        }
-    }
-}
-
-impl DedupStore for SqliteStore {
-    fn claim(
-        &self,
-        request: ClaimRequest,
-    ) -> impl Future<Output = Result<ClaimReply, StoreError>> + Send + 'static + use<> {
-        self.ask(move |answer| Job::Claim(request, answer))
-    }
-
-    fn resolve(
-        &self,
-        claim: Claim,
-        resolution: Resolution,
-        lifetime: Duration,
-    ) -> impl Future<Output = Result<Resolved, StoreError>> + Send + 'static + use<> {
-        self.ask(move |answer| Job::Resolve(claim, resolution, lifetime, answer))
-    }
-
-    fn renew(
-        &self,
-        requests: Vec<RenewRequest>,
-    ) -> impl Future<Output = Result<Vec<Renewal>, StoreError>> + Send + 'static + use<> {
-        self.ask(move |answer| Job::Renew(requests, answer))
-    }
-
-    fn park(
-        &self,
-        request: ParkRequest,
-    ) -> impl Future<Output = Result<ParkReply, StoreError>> + Send + 'static + use<> {
-        self.ask(move |answer| Job::Park(request, answer))
-    }
-
-    fn flush(&self) -> impl Future<Output = Result<(), StoreError>> + Send + 'static + use<> {
-        self.ask(Job::Flush)
-    }
-
-    fn poll_available(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.availability.poll_up(cx)
-    }
-}
-
-impl fmt::Debug for SqliteStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteStore").finish_non_exhaustive()
+        migrate::<Sqlite>(&mut connection, &self.tables).await?;
+        let backend = SqliteBackend::new(connection, options, &self.tables);
+        Ok(SqliteStore(Handle::start(backend, at("cannot be used"))))
     }
 }

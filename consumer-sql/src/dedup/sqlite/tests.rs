@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use consumer_core::dedup::{ClaimReply, ClaimRequest, DedupStore, Owner, Resolution, Resolved, StoreKey};
+use consumer_core::dedup::{
+    Claim, ClaimReply, ClaimRequest, DedupStore, Mode, Owner, RenewRequest, Renewal, Resolution, Resolved,
+    StoreKey,
+};
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::*;
@@ -130,4 +133,39 @@ async fn a_file_that_is_no_database_or_of_a_later_version_is_refused() {
 
     let missing = SqliteStore::open("sqlite:/no/such/folder/orders.db").await.unwrap_err();
     assert!(missing.to_string().contains("/no/such/folder"), "{missing}");
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_fails_what_is_about_its_key_and_nothing_else() {
+    let file = File::new();
+    let store = SqliteStore::open(file.url()).await.unwrap();
+    let broken = claimed(&store, 1).await;
+    let mut raw = file.raw().await;
+    // A later version's state; an owner that is none; a text where a number belongs; two bytes where a hash belongs.
+    for change in ["state = 77", "state = 1, owner = x'00'", "epoch = 'many'", "fingerprint = x'0102'"] {
+        let sql = format!("UPDATE consumer_dedup SET {change} WHERE key_hash = ?");
+        let update = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(broken.key.hash().to_be_bytes().to_vec());
+        update.execute(&mut raw).await.unwrap();
+        let (one, other) = (store.claim(request(1, 2)), store.claim(request(2, 1)));
+        let error = one.await.unwrap_err().to_string();
+        assert!(error.contains("cannot be read"), "{change}: {error}");
+        assert!(matches!(other.await.unwrap(), ClaimReply::Claimed(_)), "{change}");
+    }
+}
+
+#[tokio::test]
+async fn more_keys_than_a_statement_takes_parameters() {
+    let file = File::new();
+    let tables = Tables::new().with_prefix("mine_").unwrap();
+    let store = SqliteStore::builder(file.url()).tables(tables).open().await.unwrap();
+    let claiming: Vec<_> = (0..3_000).map(|id| store.claim(request(id, 1))).collect();
+    let mut renewing = Vec::new();
+    for claim in claiming {
+        let ClaimReply::Claimed(claim) = claim.await.unwrap() else { panic!("nobody else is there") };
+        renewing.push(RenewRequest { claim, attempts: 0, mode: Mode::Normal });
+    }
+    assert_eq!(store.renew(renewing).await.unwrap(), [Renewal::Held; 3_000]);
+    let mut raw = file.raw().await;
+    let rows: i64 = sqlx::query("SELECT count(*) FROM mine_dedup").fetch_one(&mut raw).await.unwrap().get(0);
+    assert_eq!(rows, 3_000);
 }
