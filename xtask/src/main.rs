@@ -25,7 +25,7 @@ struct Cli {
 enum Task {
     /// Make the machine ready and run formatter, lints, docs and every test, on servers of its own
     Test(test::Selection),
-    /// Start Kafka, RabbitMQ and Redis on free loopback ports, print their URLs, and stay until Ctrl-C
+    /// Start Kafka, RabbitMQ, Redis and PostgreSQL on free loopback ports, print their URLs, and stay until Ctrl-C
     Services,
     /// Run the benches on servers of their own and print their table
     Bench(BenchArgs),

@@ -3,7 +3,7 @@
 use crate::{cargo, interrupt::Interrupt, machine, services::Services, stop::Stop};
 use clap::{Args, ValueEnum};
 use std::time::Instant;
-use xtask::servers::{KAFKA_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
+use xtask::servers::{KAFKA_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
 
 /// Which steps to do; all of them by default.
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ pub(crate) enum Step {
     Tree,
     /// The examples with each set of features
     Examples,
-    /// Unit, doc, integration and example tests, with Kafka, RabbitMQ and Redis running
+    /// Unit, doc, integration and example tests, with Kafka, RabbitMQ, Redis and PostgreSQL running
     Tests,
 }
 
@@ -144,5 +144,6 @@ fn tests(interrupt: &Interrupt) -> Result<(), Stop> {
     }
     run.env(KAFKA_VARIABLE, services.kafka.bootstrap());
     run.env(RABBITMQ_VARIABLE, services.rabbitmq.url()).env(REDIS_VARIABLE, services.redis.url());
+    run.env(POSTGRES_VARIABLE, services.postgres.url());
     cargo::run(&mut run, interrupt)
 }

@@ -3,10 +3,12 @@
 use super::debian::System;
 use std::{path::Path, process::Stdio};
 
-/// The units of packages whose services listen on all interfaces as they come: RabbitMQ, and Erlang's port mapper. Tests
-/// start servers of their own, so nobody has asked for these.
-const UNITS: [(&str, &[&str]); 1] =
-    [("rabbitmq-server", &["rabbitmq-server.service", "epmd.service", "epmd.socket"])];
+/// The units of packages whose services start by themselves: RabbitMQ and Erlang's port mapper, which listen on all
+/// interfaces as they come, and PostgreSQL. Tests start servers of their own, so nobody has asked for these.
+const UNITS: [(&str, &[&str]); 2] = [
+    ("rabbitmq-server", &["rabbitmq-server.service", "epmd.service", "epmd.socket"]),
+    ("postgresql", &["postgresql.service"]),
+];
 
 /// Where packages and administrators put units.
 const FOLDERS: [&str; 2] = ["/lib/systemd/system", "/etc/systemd/system"];
@@ -58,6 +60,7 @@ mod tests {
     #[test]
     fn only_what_is_installed_is_held_back() {
         assert_eq!(units_of(&["make", "maven"]).count(), 0);
+        assert_eq!(units_of(&["make", "postgresql"]).collect::<Vec<_>>(), ["postgresql.service"]);
         assert!(units_of(&["make", "rabbitmq-server"]).any(|unit| unit == "epmd.socket"));
     }
 }

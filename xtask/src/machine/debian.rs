@@ -93,7 +93,7 @@ pub(super) fn packages(missing: &[Missing], system: &System) -> Vec<&'static str
     packages
 }
 
-/// `apt-get update`, then `apt-get install`, as few packages as will do. No RabbitMQ is started by that.
+/// `apt-get update`, then `apt-get install`, as few packages as will do. No RabbitMQ or PostgreSQL is started by that.
 pub(super) fn install(packages: &[&str], system: &System, interrupt: &Interrupt) -> Result<(), Stop> {
     apt(&["update"], system, interrupt)?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];

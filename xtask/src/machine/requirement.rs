@@ -80,16 +80,26 @@ const RABBITMQ: Requirement = Requirement {
     package: "rabbitmq-server",
 };
 
+const POSTGRES: Requirement = Requirement {
+    name: "PostgreSQL 13 or newer",
+    // Its programs are not in PATH.
+    command: &["sh", "-c", "ls -d /usr/lib/postgresql/*/bin/postgres | sort -V | tail -n 1"],
+    marker: "/usr/lib/postgresql/",
+    at_least: (13, 0),
+    package: "postgresql",
+};
+
 /// What the servers need.
-pub(crate) const SERVERS: [Requirement; 6] = [REDIS, REDIS_TOOLS, JAVA, MAVEN, RABBITMQ, OPENSSL];
+pub(crate) const SERVERS: [Requirement; 7] = [REDIS, REDIS_TOOLS, JAVA, MAVEN, RABBITMQ, POSTGRES, OPENSSL];
 
 /// What the servers and the build need; the build of librdkafka wants a C++ compiler too.
-pub(crate) const EVERYTHING: [Requirement; 12] = [
+pub(crate) const EVERYTHING: [Requirement; 13] = [
     REDIS,
     REDIS_TOOLS,
     JAVA,
     MAVEN,
     RABBITMQ,
+    POSTGRES,
     OPENSSL,
     any_version("a C compiler", &["cc", "--version"], "gcc"),
     any_version("a C++ compiler", &["c++", "--version"], "g++"),
@@ -179,6 +189,8 @@ mod tests {
         assert_eq!(version("OpenSSL 3.0.19 27 Jan 2026", "OpenSSL "), Some((3, 0)));
         let rabbitmq = "/usr/lib/rabbitmq/lib/rabbitmq_server-3.10.8/sbin/rabbitmq-server";
         assert_eq!(version(rabbitmq, "rabbitmq_server-"), Some((3, 10)));
+        let postgres = "/usr/lib/postgresql/15/bin/postgres\n";
+        assert_eq!(version(postgres, POSTGRES.marker), Some((15, 0)));
         assert_eq!(version("3.0.19\n", ""), Some((3, 0)));
         assert_eq!(version("LibreSSL 3.3.6", "OpenSSL "), None);
         assert_eq!(version("openssl version unknown", "version "), None);

@@ -1,4 +1,4 @@
-//! Real servers on loopback: Redis (single, Cluster, Sentinel, TLS), Apache Kafka and RabbitMQ.
+//! Real servers on loopback: Redis (single, Cluster, Sentinel, TLS), Apache Kafka, RabbitMQ and PostgreSQL.
 //!
 //! Every server listens on 127.0.0.1 only, on free ports, keeps its files in a temporary folder of its own, is killed
 //! when dropped, and is killed by the kernel when the process that started it dies, however it dies.
@@ -23,6 +23,7 @@ mod error;
 mod jars;
 mod kafka;
 mod ports;
+mod postgres;
 mod process;
 mod rabbitmq;
 mod redis;
@@ -34,9 +35,11 @@ pub use self::error::ServerError;
 pub use self::jars::{KAFKA_VERSION, kafka_libs};
 pub use self::kafka::{Kafka, KafkaBuilder};
 pub use self::ports::free_port;
+pub use self::postgres::{Postgres, PostgresBuilder};
 pub use self::rabbitmq::{RabbitMq, RabbitMqBuilder};
 pub use self::redis::{Redis, RedisBuilder, RedisCluster, RedisSentinel};
 pub use self::scratch::remove_abandoned;
 pub use self::shared::{
-    KAFKA_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE, shared_kafka, shared_rabbitmq, shared_redis,
+    KAFKA_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE, shared_kafka, shared_postgres,
+    shared_rabbitmq, shared_redis,
 };

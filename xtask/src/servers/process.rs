@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a server may take to stop after SIGTERM before it is killed.
+/// How long a server may take to stop when it is asked to before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a condition is looked at again.
 const POLL: Duration = Duration::from_millis(20);
@@ -79,9 +79,14 @@ impl Slot {
 
     /// SIGTERM, then SIGKILL if that does not help. Nothing happens when it is not running.
     pub(super) fn stop(&self) {
+        self.stop_by("TERM");
+    }
+
+    /// As [`Slot::stop`], by the signal that this server understands.
+    pub(super) fn stop_by(&self, name: &str) {
         if let Some(mut child) = self.lock().take() {
             signal(&child, "CONT");
-            signal(&child, "TERM");
+            signal(&child, name);
             if wait_until(STOP_TIMEOUT, || child.try_wait().ok().flatten()).is_none() {
                 end(&mut child);
             }
@@ -107,6 +112,11 @@ impl Slot {
         if let Some(child) = self.lock().as_ref() {
             signal(child, "CONT");
         }
+    }
+
+    /// Its number, unless it is stopped.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.lock().as_ref().map(Child::id)
     }
 
     /// Whether the process was started and has not exited since.

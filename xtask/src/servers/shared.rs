@@ -1,10 +1,12 @@
-//! One Kafka, one RabbitMQ and one Redis for all tests of a run.
+//! One Kafka, one RabbitMQ, one Redis and one PostgreSQL for all tests of a run.
 
-use super::{Kafka, RabbitMq, Redis};
+use super::{Kafka, Postgres, RabbitMq, Redis};
 use std::{env, sync::OnceLock};
 
 /// Names the Kafka that `cargo xtask test` has started: `127.0.0.1:19092`.
 pub const KAFKA_VARIABLE: &str = "CONSUMER_TEST_KAFKA";
+/// Names the PostgreSQL that `cargo xtask test` has started: `postgres://postgres@127.0.0.1:15432/postgres`.
+pub const POSTGRES_VARIABLE: &str = "CONSUMER_TEST_POSTGRES";
 /// Names the RabbitMQ that `cargo xtask test` has started: `amqp://guest:guest@127.0.0.1:15672/%2f`.
 pub const RABBITMQ_VARIABLE: &str = "CONSUMER_TEST_RABBITMQ";
 /// Names the Redis that `cargo xtask test` has started: `redis://127.0.0.1:7000`.
@@ -56,6 +58,23 @@ pub fn shared_redis() -> String {
     named(REDIS_VARIABLE).unwrap_or_else(|| {
         let start = || Redis::start().unwrap_or_else(|error| panic!("no Redis for the tests: {error:?}"));
         REDIS.get_or_init(start).url()
+    })
+}
+
+/// The URL of a PostgreSQL that tests share: the one named by [`POSTGRES_VARIABLE`], else one started for this process at
+/// the first call.
+///
+/// Use a schema of your own, and never stop it: for that a test starts its own [`Postgres`]. Its end is that of
+/// [`shared_kafka`].
+///
+/// # Panics
+/// When none is named and none can be started; the message has the reason.
+pub fn shared_postgres() -> String {
+    static POSTGRES: OnceLock<Postgres> = OnceLock::new();
+    named(POSTGRES_VARIABLE).unwrap_or_else(|| {
+        let start =
+            || Postgres::start().unwrap_or_else(|error| panic!("no PostgreSQL for the tests: {error:?}"));
+        POSTGRES.get_or_init(start).url()
     })
 }
 

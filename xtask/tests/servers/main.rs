@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 mod amqp;
+mod postgres;
 mod processes;
 mod rabbitmq;
 
@@ -13,7 +14,8 @@ use std::{
     time::Duration,
 };
 use xtask::servers::{
-    Certificates, Kafka, Redis, RedisCluster, RedisSentinel, shared_kafka, shared_rabbitmq, shared_redis,
+    Certificates, Kafka, Redis, RedisCluster, RedisSentinel, shared_kafka, shared_postgres, shared_rabbitmq,
+    shared_redis,
 };
 
 #[test]
@@ -191,6 +193,10 @@ fn the_shared_servers_answer_and_stay() {
     assert_eq!(shared_redis(), url);
     let done = Command::new("redis-cli").args(["-u", &url, "PING"]).output().unwrap();
     assert_eq!(done.stdout, b"PONG\n");
+    let postgres = shared_postgres();
+    assert_eq!(shared_postgres(), postgres);
+    let done = Command::new("psql").args(["-XAt", "-d", &postgres, "-c", "SELECT 1"]).output().unwrap();
+    assert_eq!(done.stdout, b"1\n");
     let rabbitmq = shared_rabbitmq();
     assert_eq!(shared_rabbitmq(), rabbitmq);
     let port = rabbitmq.strip_prefix("amqp://guest:guest@127.0.0.1:").unwrap().strip_suffix("/%2f").unwrap();
