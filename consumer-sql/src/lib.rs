@@ -8,12 +8,14 @@
 //! attempt that failed or timed out had its effect all the same, the file is lost, or a duplicate comes after the retention.
 
 mod error;
+pub mod inbox;
 mod migrate;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tables;
 
 pub use error::SqlError;
+pub use inbox::{InboxLayer, Tx};
 pub use migrate::{Database, migrate, migrations_sql};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteStore, SqliteStoreBuilder};

@@ -8,7 +8,7 @@ use sqlx::{
 use crate::{SqlError, Tables};
 
 /// A database that this crate has statements for: `sqlx::Postgres` (feature `postgres`) or `sqlx::Sqlite` (feature `sqlite`).
-pub trait Database: sqlx::Database<Connection: Migrate> + sealed::Sealed {
+pub trait Database: sqlx::Database<Connection: Migrate> + crate::inbox::Statements + sealed::Sealed {
     /// Version, title and text, in their order.
     #[doc(hidden)]
     const MIGRATIONS: &'static [(i64, &'static str, &'static str)];
