@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 mod bank;
-
+mod cancelled;
+mod faults;
 mod misuse;
 mod once;
+mod retention;
