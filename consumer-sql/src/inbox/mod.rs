@@ -76,6 +76,7 @@
 //! # }
 //! ```
 
+mod batch;
 mod extract;
 mod layer;
 mod meter;

@@ -21,6 +21,7 @@ use tokio::{
 use tower::Service;
 
 use super::{
+    batch::{self, Batches},
     layer::Config,
     meter::Meter,
     outage::Outage,
@@ -49,6 +50,8 @@ pub(super) struct Shared<DB: Database> {
     pub(super) sql: Sql,
     /// Where only one may write: waiting here is fair, and costs no time-out.
     pub(super) writer: Option<Arc<Semaphore>>,
+    /// In batch mode.
+    pub(super) batches: Option<Batches<DB>>,
     pub(super) outage: Outage,
     pub(super) sweeper: Sweeper,
     pub(super) meter: Meter,
@@ -56,17 +59,17 @@ pub(super) struct Shared<DB: Database> {
     pub(super) config: Config,
 }
 
-/// How a message begins.
-enum Begun<DB: Database> {
-    /// Its record is written, and not committed.
-    Open(Open<DB>),
-    /// It was there, with this fingerprint.
-    Known(Option<u128>),
-}
+/// A transaction with the records that were not there, and the fingerprints of those that were.
+pub(super) type Begun<DB> = (Open<DB>, Vec<(u128, Option<u128>)>);
 
 impl<S, DB: Database> Inbox<S, DB> {
     pub(super) fn new(inner: S, shared: Arc<Shared<DB>>) -> Self {
         Self { inner, shared }
+    }
+
+    /// In batch mode, how many messages wait for their turn now.
+    pub fn waiting(&self) -> usize {
+        self.shared.batches.as_ref().map_or(0, Batches::waiting)
     }
 }
 
@@ -107,10 +110,14 @@ where
     let ready = message.answered_or_cancelled(poll_fn(|cx| inner.poll_ready(cx))).await;
     ready.ok_or_else(handed_back)?.map_err(Failure::from_error)?;
     shared.sweep_if_due();
-    let open = match shared.enter(record.as_ref(), &message).await? {
-        Begun::Open(open) => open,
-        Begun::Known(print) => return known(record.and_then(|record| record.fingerprint), print),
-    };
+    if let Some(batches) = &shared.batches {
+        return batch::handle(shared, batches, record, inner, message).await;
+    }
+    let (open, found) = shared.enter(record.as_ref(), &message).await?;
+    if let Some((_, recorded)) = found.first() {
+        open.discard();
+        return known(record.and_then(|record| record.fingerprint), *recorded);
+    }
     if message.cancellation().is_cancelled() {
         open.discard();
         return Err(handed_back());
@@ -166,10 +173,11 @@ impl<DB: Database> Shared<DB> {
         record: Option<&Record>,
         message: &Message,
     ) -> Result<Begun<DB>, Failure> {
+        let records: Vec<&Record> = record.into_iter().collect();
         loop {
             let begun = async {
                 poll_fn(|cx| self.outage.poll_over(cx)).await;
-                self.begin(record).await
+                self.begin(&records).await
             };
             match message.answered_or_cancelled(begun).await {
                 None => return Err(handed_back()),
@@ -180,20 +188,24 @@ impl<DB: Database> Shared<DB> {
         }
     }
 
-    /// One whose record another transaction has written and not committed waits for that.
-    async fn begin(&self, record: Option<&Record>) -> Result<Begun<DB>, SqlError> {
+    /// Records that another transaction has written and not committed are waited for.
+    pub(super) async fn begin(&self, records: &[&Record]) -> Result<Begun<DB>, SqlError> {
         let mut open = self.open().await?;
-        let Some(record) = record else { return Ok(Begun::Open(open)) };
         let failed = |error| SqlError::driver("the inbox cannot record the message", error);
+        let (mut left, mut found) = (records.to_vec(), Vec::new());
         for _ in 0..RECORD_TRIES {
-            let written = DB::record(open.connection(), &self.sql, &[record]).await.map_err(failed)?;
-            if !written.is_empty() {
-                return Ok(Begun::Open(open));
+            if !left.is_empty() {
+                let written = DB::record(open.connection(), &self.sql, &left).await.map_err(failed)?;
+                left.retain(|record| !written.contains(&record.hash));
             }
-            let known = DB::known(open.connection(), &self.sql, &[record.hash]).await.map_err(failed)?;
-            if let Some((_, print)) = known.first() {
-                open.discard();
-                return Ok(Begun::Known(*print));
+            if !left.is_empty() {
+                let hashes: Vec<u128> = left.iter().map(|record| record.hash).collect();
+                let known = DB::known(open.connection(), &self.sql, &hashes).await.map_err(failed)?;
+                left.retain(|record| known.iter().all(|(hash, _)| *hash != record.hash));
+                found.extend(known);
+            }
+            if left.is_empty() {
+                return Ok((open, found));
             }
         }
         Err(failed(sqlx::Error::Protocol("its record comes and goes".to_owned())))

@@ -1,7 +1,10 @@
 //! Accounts in a database, and a stack that books into them.
 
 use std::{
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -28,6 +31,11 @@ pub(crate) trait Under: Database + Sized {
         connection: &mut Self::Connection,
         sql: String,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+tokio::task_local! {
+    /// Set for the tests that run in batch mode.
+    pub(crate) static BATCH: usize;
 }
 
 /// A database with the accounts and the tables of the inbox.
@@ -58,7 +66,13 @@ impl<DB: Under> Bank<DB> {
     }
 
     pub(crate) fn layer(&self) -> InboxLayer<DB> {
-        InboxLayer::new(self.pool.clone(), "bank").tables(self.tables.clone())
+        self.layer_on(self.pool.clone())
+    }
+
+    /// On another pool of the same database.
+    pub(crate) fn layer_on(&self, pool: Pool<DB>) -> InboxLayer<DB> {
+        let max = BATCH.try_with(|max| *max).unwrap_or(1);
+        InboxLayer::new(pool, "bank").tables(self.tables.clone()).batch(max)
     }
 
     pub(crate) async fn balance(&self) -> i64 {
@@ -169,7 +183,7 @@ impl Under for Postgres {
     }
 }
 
-/// A test for each database.
+/// A test for each database, with a transaction for each message and in batches.
 #[macro_export]
 macro_rules! on_both {
     ($($test:ident)*) => {
@@ -178,6 +192,15 @@ macro_rules! on_both {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $test() {
                     super::$test::<sqlx::Sqlite>().await;
+                }
+            )*
+        }
+
+        mod sqlite_in_batches {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    $crate::bank::BATCH.scope(8, super::$test::<sqlx::Sqlite>()).await;
                 }
             )*
         }
@@ -191,22 +214,39 @@ macro_rules! on_both {
                 }
             )*
         }
+
+        mod postgres_in_batches {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                #[ignore = "needs servers: cargo xtask test"]
+                async fn $test() {
+                    $crate::bank::BATCH.scope(8, super::$test::<sqlx::Postgres>()).await;
+                }
+            )*
+        }
     };
 }
 
-/// What is logged by this thread.
+/// What the process has logged. One subscriber for all tests: what is enabled is remembered for the whole process.
 #[derive(Clone, Default)]
-pub(crate) struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    pub(crate) fn listen(&self) -> tracing::subscriber::DefaultGuard {
-        let log = self.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || log.clone()).with_ansi(false).finish();
-        tracing::subscriber::set_default(subscriber)
+    pub(crate) fn of_process() -> Self {
+        static LOG: OnceLock<Log> = OnceLock::new();
+        let listen = || {
+            let log = Log::default();
+            let writer = log.clone();
+            tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).init();
+            log
+        };
+        LOG.get_or_init(listen).clone()
     }
 
-    pub(crate) fn count(&self, text: &str) -> usize {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).matches(text).count()
+    /// Lines in which all these words are.
+    pub(crate) fn count(&self, words: &[&str]) -> usize {
+        let log = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+        log.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
     }
 }
 

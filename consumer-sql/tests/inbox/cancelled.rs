@@ -3,7 +3,7 @@
 use std::{future::poll_fn, task::Poll, time::Duration};
 
 use consumer_core::{Failure, Outcome, handler::handler};
-use consumer_sql::{InboxLayer, Tx};
+use consumer_sql::Tx;
 use tower::Service;
 
 use super::bank::{Bank, Under, book, message, run, stack, until};
@@ -22,7 +22,7 @@ async fn books_twice<DB: Under>(mut tx: Tx<DB>) -> Result<(), Failure> {
 async fn dropped_at_any_poll_it_leaves_all_or_nothing<DB: Under>() {
     let bank = Bank::<DB>::open().await;
     let narrow = DB::pool(&bank.home, 1, Duration::from_secs(30));
-    let layer = InboxLayer::new(narrow, "bank").tables(bank.tables.clone());
+    let layer = bank.layer_on(narrow);
     let mut stack = stack(&layer, handler(books_twice::<DB>));
     let mut ids = 0;
     // At once while something is asked, and when the answer is there and nobody has looked at it.

@@ -68,7 +68,7 @@ async fn a_full_pool_is_waited_for<DB: Under>() {
     let bank = Bank::<DB>::open().await;
     let narrow = DB::pool(&bank.home, 1, Duration::from_millis(20));
     let taken = narrow.acquire().await.unwrap();
-    let layer = InboxLayer::new(narrow.clone(), "bank").tables(bank.tables.clone());
+    let layer = bank.layer_on(narrow.clone());
     let mut stack = stack(&layer, handler(books::<DB>));
     let waiting = tokio::spawn({
         let stack = stack.clone();
@@ -211,9 +211,8 @@ async fn fm31_postgres_is_away_for_a_while() {
             books(tx)
         }
     };
-    let log = Log::default();
-    let _log = log.listen();
-    let mut stack = stack(&InboxLayer::new(pool.clone(), "bank"), handler(counts));
+    let log = Log::of_process();
+    let mut stack = stack(&InboxLayer::new(pool.clone(), "bank-of-fm31"), handler(counts));
     run(&stack, message("a")).await.unwrap();
     server.kill();
     let mut waiting = stack.clone().oneshot(message("b"));
@@ -230,7 +229,7 @@ async fn fm31_postgres_is_away_for_a_while() {
         answer = &mut waiting => panic!("{answer:?}"),
         () = down => {}
     }
-    assert_eq!(log.count("waiting for the database"), 1);
+    assert_eq!(log.count(&["waiting for the database", "bank-of-fm31"]), 1);
     server.start_again().unwrap();
     stack.ready().await.unwrap();
     assert_eq!(waiting.await.unwrap(), Outcome::Processed);
@@ -295,7 +294,7 @@ async fn postgres_a_statement_cut_off_by_a_time_out_leaves_nothing_behind() {
         sqlx::query("SELECT pg_sleep(0.3)").execute(&mut *tx).await?;
         Ok::<_, Failure>(())
     };
-    let layer = InboxLayer::new(narrow, "bank").tables(bank.tables.clone());
+    let layer = bank.layer_on(narrow);
     let slow = tower::ServiceBuilder::new()
         .layer(layer.clone())
         .layer(TimeoutLayer::new(Duration::from_millis(50)))

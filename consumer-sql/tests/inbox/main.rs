@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 mod bank;
+mod batch;
 mod cancelled;
 mod faults;
 mod misuse;
