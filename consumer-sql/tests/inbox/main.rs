@@ -6,6 +6,7 @@
 mod bank;
 mod batch;
 mod cancelled;
+mod crash;
 mod faults;
 mod misuse;
 mod once;
