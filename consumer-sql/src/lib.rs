@@ -1,5 +1,11 @@
-//! The dedup store of `consumer-core` in a database of one's own: for services without Redis.
+//! Exactly one effect, with a database of one's own: PostgreSQL or SQLite.
 //!
+//! - [`InboxLayer`]: the record of a message and its effect in one transaction
+//! - [`Outbox`] and [`Relay`]: a message is published if, and only if, the transaction that wrote it has committed
+//! - the dedup store in the database, for services without Redis
+//! - [`migrate`](migrate()) and [`Tables`]: the tables of all that
+//!
+//! # The dedup store
 //! `PostgresStore` (feature `postgres`) keeps it in a PostgreSQL that is there already, shared by any number of machines.
 //! `SqliteStore` (feature `sqlite`) keeps it in an SQLite file: durable without any server, and shared by the processes of
 //! one machine.
@@ -13,6 +19,7 @@ mod database;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod dedup;
 mod error;
+pub mod inbox;
 mod migrate;
 mod outbox;
 pub mod relay;
@@ -24,6 +31,7 @@ pub use dedup::{PostgresStore, PostgresStoreBuilder};
 #[cfg(feature = "sqlite")]
 pub use dedup::{SqliteStore, SqliteStoreBuilder};
 pub use error::SqlError;
+pub use inbox::{InboxLayer, Tx};
 pub use migrate::{migrate, migrations_sql};
 pub use outbox::Outbox;
 pub use relay::{Lag, Relay, RelayReport};

@@ -1,0 +1,13 @@
+//! The inbox on both databases: what happens once, and what leaves no trace.
+
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
+mod bank;
+mod batch;
+mod cancelled;
+mod crash;
+mod faults;
+mod misuse;
+mod once;
+mod retention;
