@@ -74,7 +74,7 @@ impl<DB: Database> InboxLayer<DB> {
             retention: 7 * DAY,
             must_be_used: true,
             batch: None,
-            batches_at_once: 1,
+            batches_at_once: 2,
             tables: Tables::new(),
         };
         Self { pool, config }
@@ -132,8 +132,10 @@ impl<DB: Database> InboxLayer<DB> {
         self
     }
 
-    /// Sets how many batches are at work at once, with a connection each; at least 1, the default. Several may wait for the
-    /// rows of each other, in a circle too: PostgreSQL then ends one by an error.
+    /// Sets how many batches are at work at once, with a connection each; at least 1. Default: 2, so that one works while
+    /// the other is committed, and 1 on SQLite. Two that write the same rows wait for each other, perhaps in a circle:
+    /// PostgreSQL then ends a statement of one by an error, and its message is tried again. With 1 that happens between
+    /// processes only.
     pub fn batches_at_once(mut self, batches: usize) -> Self {
         self.config.batches_at_once = batches.max(1);
         self
@@ -180,7 +182,9 @@ impl<DB: Database, S> Layer<S> for InboxLayer<DB> {
         let shared = Shared {
             pool: self.pool.clone(),
             sql: Sql::new::<DB>(&config.tables, &config.consumer),
-            batches: config.batch.map(|max| Batches::new(max, config.batches_at_once)),
+            batches: config
+                .batch
+                .map(|max| Batches::new(max, if DB::ONE_WRITER { 1 } else { config.batches_at_once })),
             writer: DB::ONE_WRITER.then(|| Arc::new(Semaphore::new(1))),
             outage: Outage::default(),
             sweeper: Sweeper::new(),

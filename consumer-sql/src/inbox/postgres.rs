@@ -13,6 +13,8 @@ impl Statements for Postgres {
     const RECORD: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
         SELECT hash, $1, key, print FROM unnest($2::bytea[], $3::bytea[], $4::bytea[]) AS new (hash, key, print) \
         ON CONFLICT DO NOTHING RETURNING key_hash";
+    const RECORD_ONE: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
+        VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
     const KNOWN: &'static str = "SELECT key_hash, fingerprint FROM consumer_inbox WHERE key_hash = ANY($1)";
     const SWEEP: &'static str = "DELETE FROM consumer_inbox WHERE key_hash = ANY(ARRAY(\
         SELECT key_hash FROM consumer_inbox \
@@ -25,6 +27,15 @@ impl Statements for Postgres {
         sql: &Sql,
         records: &[&Record],
     ) -> Result<Vec<u128>, sqlx::Error> {
+        if let [record] = records {
+            let insert = query(sql.record_one.clone())
+                .bind(record.hash.to_be_bytes())
+                .bind(&*sql.consumer)
+                .bind(&record.key[..])
+                .bind(record.fingerprint.map(u128::to_be_bytes));
+            let done = insert.execute(connection).await?;
+            return Ok(if done.rows_affected() > 0 { vec![record.hash] } else { Vec::new() });
+        }
         let hashes: Vec<[u8; 16]> = records.iter().map(|record| record.hash.to_be_bytes()).collect();
         let keys: Vec<&[u8]> = records.iter().map(|record| &record.key[..]).collect();
         let prints: Vec<Option<[u8; 16]>> =
@@ -52,11 +63,11 @@ impl Statements for Postgres {
         raw_sql(statements).execute(connection).await.map(drop)
     }
 
-    /// COMMIT of a transaction in which a statement has failed rolls it back and reports no error: the SELECT before it
-    /// does. With the transaction that follows on its heels sqlx's own count of them stays right; its rollback goes out
+    /// COMMIT of a transaction in which a statement has failed rolls it back and reports no error: what is before it does,
+    /// and checks besides what COMMIT would check. With the transaction that follows on its heels sqlx's own count of them stays right; its rollback goes out
     /// with whatever is sent next.
     async fn commit(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        raw_sql("SELECT 1; COMMIT AND CHAIN").execute(&mut *connection).await?;
+        raw_sql("SET CONSTRAINTS ALL IMMEDIATE; COMMIT AND CHAIN").execute(&mut *connection).await?;
         <Self as sqlx::Database>::TransactionManager::start_rollback(connection);
         Ok(())
     }

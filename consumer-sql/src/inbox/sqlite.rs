@@ -18,6 +18,8 @@ impl Statements for Sqlite {
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const RECORD: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
         VALUES /*list*/ ON CONFLICT DO NOTHING RETURNING key_hash";
+    const RECORD_ONE: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
+        VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
     const KNOWN: &'static str =
         "SELECT key_hash, fingerprint FROM consumer_inbox WHERE key_hash IN (/*list*/)";
     const SWEEP: &'static str = "DELETE FROM consumer_inbox WHERE key_hash IN (\
@@ -31,6 +33,15 @@ impl Statements for Sqlite {
         sql: &Sql,
         records: &[&Record],
     ) -> Result<Vec<u128>, sqlx::Error> {
+        if let [record] = records {
+            let insert = query(sql.record_one.clone())
+                .bind(record.hash.to_be_bytes().to_vec())
+                .bind(&*sql.consumer)
+                .bind(&record.key[..])
+                .bind(record.fingerprint.map(|print| print.to_be_bytes().to_vec()));
+            let done = insert.execute(connection).await?;
+            return Ok(if done.rows_affected() > 0 { vec![record.hash] } else { Vec::new() });
+        }
         let mut insert = query(listed(&sql.record, "(?, ?, ?, ?)", records.len()));
         for record in records {
             insert = insert

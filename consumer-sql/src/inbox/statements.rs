@@ -23,6 +23,7 @@ pub struct Record {
 pub struct Sql {
     pub(super) consumer: Box<str>,
     pub(super) record: SqlStr,
+    pub(super) record_one: SqlStr,
     pub(super) known: SqlStr,
     pub(super) sweep: SqlStr,
     /// What `ROLLBACK TO` leaves of a message in a batch.
@@ -37,6 +38,7 @@ pub trait Statements: sqlx::Database {
     const ONE_WRITER: bool;
     const BEGIN: &'static str;
     const RECORD: &'static str;
+    const RECORD_ONE: &'static str;
     const KNOWN: &'static str;
     const SWEEP: &'static str;
     /// What stands before and behind a hash in hexadecimal digits.
@@ -83,6 +85,7 @@ impl Sql {
         Self {
             consumer: consumer.into(),
             record: named(DB::RECORD),
+            record_one: named(DB::RECORD_ONE),
             known: named(DB::KNOWN),
             sweep: named(DB::SWEEP),
             forget: tables.in_sql(&format!("DELETE FROM consumer_inbox WHERE key_hash = {before}")),

@@ -72,7 +72,7 @@ impl<DB: Under> Bank<DB> {
     /// On another pool of the same database.
     pub(crate) fn layer_on(&self, pool: Pool<DB>) -> InboxLayer<DB> {
         let max = BATCH.try_with(|max| *max).unwrap_or(1);
-        InboxLayer::new(pool, "bank").tables(self.tables.clone()).batch(max)
+        InboxLayer::new(pool, "bank").tables(self.tables.clone()).batch(max).batches_at_once(1)
     }
 
     pub(crate) async fn balance(&self) -> i64 {
