@@ -5,13 +5,13 @@ use std::future::Future;
 use sqlx::{Arguments, IntoArguments, Pool, error::BoxDynError, migrate::Migrate};
 use tokio::sync::watch;
 
-use crate::{Tables, outbox::row::NewRow, relay::Session};
+use crate::{Tables, admin::dialect::Dialect, outbox::row::NewRow, relay::Session};
 
 /// A database that this crate has statements for: `sqlx::Postgres` (feature `postgres`) or `sqlx::Sqlite` (feature `sqlite`).
 ///
 /// What is hidden in it may change with any version.
 pub trait Database:
-    sqlx::Database<Connection: Migrate, Arguments: IntoArguments<Self>> + sealed::Sealed
+    sqlx::Database<Connection: Migrate, Arguments: IntoArguments<Self>> + Dialect + sealed::Sealed
 {
     /// Version, title and text, in their order.
     #[doc(hidden)]

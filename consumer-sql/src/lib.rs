@@ -7,6 +7,7 @@
 //! `complete`, or the file cannot be written between the two for longer than the lease, a handler outlives its lease, an
 //! attempt that failed or timed out had its effect all the same, the file is lost, or a duplicate comes after the retention.
 
+mod admin;
 mod database;
 mod error;
 mod migrate;
@@ -16,6 +17,10 @@ pub mod relay;
 mod sqlite;
 mod tables;
 
+pub use admin::filter::{OutboxFilter, OutboxState};
+pub use admin::inbox::{InboxAdmin, InboxPurge, InboxRecord, InboxStats};
+pub use admin::outbox::{OutboxAdmin, OutboxChange, OutboxCount, OutboxErrors, OutboxPurge, OutboxStats};
+pub use admin::row::{OutboxMessage, OutboxRow};
 pub use database::Database;
 pub use error::SqlError;
 pub use migrate::{migrate, migrations_sql};
