@@ -83,6 +83,17 @@ pub enum OutboxPurge {
     Unpublished,
 }
 
+impl OutboxPurge {
+    /// The rows that were not published; none where it is the history.
+    fn unpublished(self) -> Option<&'static str> {
+        match self {
+            Self::Quarantined => Some("state IN (1, 2) AND state = 2 AND due_at IS NULL"),
+            Self::Unpublished => Some("state IN (0, 1, 2)"),
+            Self::Published(_) => None,
+        }
+    }
+}
+
 /// What was changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -234,28 +245,58 @@ impl<DB: Database> OutboxAdmin<DB> {
     /// # Cancel safety
     /// A part of the rows may be deleted, each together with the freeing of what is held behind it.
     pub async fn purge(&self, filter: &OutboxFilter, what: OutboxPurge) -> Result<OutboxChange, SqlError> {
-        let delete = "DELETE FROM consumer_outbox";
-        let purged = match what {
-            OutboxPurge::Quarantined => {
-                self.by_shard("state IN (1, 2) AND state = 2 AND due_at IS NULL", filter, delete).await
-            }
-            OutboxPurge::Unpublished => self.by_shard("state IN (0, 1, 2)", filter, delete).await,
-            OutboxPurge::Published(age) => self.forget(filter, age).await,
+        let purged = match what.unpublished() {
+            Some(which) => self.by_shard(which, filter, "DELETE FROM consumer_outbox").await,
+            None => self.forget(filter, what).await,
         };
         purged.map_err(|error| self.unchanged(error))
     }
 
+    /// How many rows [`purge`](Self::purge) would delete. It changes nothing.
+    ///
+    /// # Errors
+    /// As the database says. Trying again is safe.
+    ///
+    /// # Cancel safety
+    /// It changes nothing.
+    pub async fn purgeable(&self, filter: &OutboxFilter, what: OutboxPurge) -> Result<u64, SqlError> {
+        let number = async {
+            let mut connection = self.pool.acquire().await?;
+            let which = self.which(&mut connection, what).await?;
+            let statement = Statement::new("SELECT count(*) FROM consumer_outbox WHERE ");
+            let statement = filter.and::<DB>(which(statement));
+            let rows = DB::fetch(&mut connection, self.named(statement)).await?;
+            Ok(count(rows.first().map(|row| DB::int(row, 0)).transpose()?.flatten()))
+        };
+        number.await.map_err(|error| self.unread(error))
+    }
+
+    /// The condition of what may be deleted, by the clock of the database.
+    async fn which(
+        &self,
+        connection: &mut DB::Connection,
+        what: OutboxPurge,
+    ) -> Result<impl Fn(Statement) -> Statement + use<DB>, sqlx::Error> {
+        let mut before = 0;
+        if let OutboxPurge::Published(age) = what {
+            let now = DB::fetch(connection, Statement::new(format!("SELECT {}", DB::NOW))).await?;
+            let now = now.first().map(|row| DB::int(row, 0)).transpose()?.flatten().unwrap_or_default();
+            before = now.saturating_sub(millis(age));
+        }
+        Ok(move |statement: Statement| match what.unpublished() {
+            Some(which) => statement.push(which),
+            None => statement.push("state = 3 AND published_at < ").bind_time::<DB>(before),
+        })
+    }
+
     /// The history, which nothing is held behind.
-    async fn forget(&self, filter: &OutboxFilter, age: Duration) -> Result<OutboxChange, sqlx::Error> {
+    async fn forget(&self, filter: &OutboxFilter, what: OutboxPurge) -> Result<OutboxChange, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
-        let now = DB::fetch(&mut connection, Statement::new(format!("SELECT {}", DB::NOW))).await?;
-        let now = now.first().map(|row| DB::int(row, 0)).transpose()?.flatten().unwrap_or_default();
-        let before = now.saturating_sub(millis(age));
+        let which = self.which(&mut connection, what).await?;
         let mut change = OutboxChange::default();
         loop {
-            let published = "DELETE FROM consumer_outbox WHERE id IN (SELECT id FROM consumer_outbox \
-                             WHERE state = 3 AND published_at < ";
-            let statement = filter.and::<DB>(Statement::new(published).bind_time::<DB>(before));
+            let published = "DELETE FROM consumer_outbox WHERE id IN (SELECT id FROM consumer_outbox WHERE ";
+            let statement = filter.and::<DB>(which(Statement::new(published)));
             let locked = DB::LOCKED_IF_FREE;
             let statement = statement.push(&format!(" ORDER BY published_at LIMIT {PORTION}{locked})"));
             let deleted = DB::execute(&mut connection, self.named(statement)).await?;

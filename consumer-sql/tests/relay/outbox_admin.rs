@@ -157,6 +157,14 @@ async fn a_purge_spares_what_it_was_not_told<D: TestDatabase>(database: D) {
     let other = OutboxFilter::default().destination("other");
     assert_eq!(admin.purge(&other, OutboxPurge::Quarantined).await.unwrap().rows, 0);
     assert_eq!(admin.purge(&other, OutboxPurge::Published(Duration::ZERO)).await.unwrap().rows, 0);
+    for (what, count) in [
+        (hour, 0),
+        (OutboxPurge::Published(Duration::ZERO), 1),
+        (OutboxPurge::Quarantined, 1),
+        (OutboxPurge::Unpublished, 4),
+    ] {
+        assert_eq!(admin.purgeable(&all, what).await.unwrap(), count, "{what:?}");
+    }
     assert_eq!(admin.purge(&all, OutboxPurge::Quarantined).await.unwrap().rows, 1);
     assert_eq!(ids(&database, &all).await, ["1", "2", "4", "5"]);
     assert_eq!(admin.purge(&all, OutboxPurge::Published(Duration::ZERO)).await.unwrap().rows, 1);
