@@ -131,8 +131,10 @@ impl Session for SqliteSession {
             "UPDATE consumer_outbox SET state = 2, attempts = $2, error = $3, due_at = NOW() + $4 \
              WHERE id = $1 AND state = 0",
         );
+        // `state IN (1, 2)` is what the index says, word for word: SQLite does not conclude it from `state = 1`.
         let released = self.sql(
-            "UPDATE consumer_outbox SET state = 0 WHERE state = 1 AND destination = $1 AND message_key = $2",
+            "UPDATE consumer_outbox SET state = 0 \
+             WHERE state IN (1, 2) AND state = 1 AND destination = $1 AND message_key = $2",
         );
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(published).bind(list(&settled.published)).execute(&mut *transaction).await?;
@@ -172,8 +174,8 @@ impl Session for SqliteSession {
         let sql = self.sql(
             "SELECT (SELECT count(*) FROM consumer_outbox WHERE state = 0) \
                   + (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL) AS waiting, \
-             (SELECT count(*) FROM consumer_outbox WHERE state = 1) AS held, \
-             (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NULL) AS quarantined, \
+             (SELECT count(*) FROM consumer_outbox WHERE state IN (1, 2) AND state = 1) AS held, \
+             (SELECT count(*) FROM consumer_outbox WHERE state IN (1, 2) AND state = 2 AND due_at IS NULL) AS quarantined, \
              (SELECT NOW() - min(created_at) FROM consumer_outbox \
               WHERE id = (SELECT min(id) FROM consumer_outbox WHERE state = 0) OR (state = 2 AND due_at IS NOT NULL)) AS oldest",
         );
