@@ -25,7 +25,7 @@ const KILLS: usize = 6;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs servers: cargo xtask test"]
-async fn fm27_killed_again_and_again_every_row_is_at_kafka_in_the_order_of_its_key() {
+async fn inv08_killed_again_and_again_every_row_is_at_kafka_in_the_order_of_its_key() {
     let url = format!("kafka://{}", shared_kafka());
     let world = World::new(url).await;
     let admin = consumer_kafka::KafkaAdmin::from_url(&world.broker).unwrap();
@@ -37,7 +37,7 @@ async fn fm27_killed_again_and_again_every_row_is_at_kafka_in_the_order_of_its_k
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs servers: cargo xtask test"]
-async fn fm27_killed_again_and_again_every_row_is_at_rabbitmq_in_the_order_of_its_key() {
+async fn inv08_killed_again_and_again_every_row_is_at_rabbitmq_in_the_order_of_its_key() {
     let world = World::new(shared_rabbitmq()).await;
     let queue = consumer_amqp::Queue::quorum(&*world.name);
     let admin = consumer_amqp::AmqpAdmin::new(&world.broker).unwrap();

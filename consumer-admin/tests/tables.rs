@@ -203,6 +203,10 @@ async fn migrations_are_run_or_printed() {
     let file = File { folder: tempfile::tempdir().unwrap() };
     let printed = file.text("migrate --print");
     assert!(printed.contains("CREATE TABLE shop_outbox") && !file.path().exists(), "{printed}");
+    let printed = file.admin("migrate --print --database postgres://h/d --tables-schema shop");
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    assert!(printed.starts_with("CREATE SCHEMA IF NOT EXISTS shop;"), "{printed}");
+    assert!(printed.contains("CREATE TABLE shop.consumer_outbox"), "{printed}");
     file.fails("outbox stats", 1, "orders.db cannot be opened");
     for _ in 0..2 {
         assert_eq!(file.text("migrate"), "the tables are of this version\n");

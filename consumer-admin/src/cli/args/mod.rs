@@ -67,6 +67,10 @@ pub(crate) struct DatabaseArgs {
 }
 
 impl DatabaseArgs {
+    pub(crate) fn schema(&self) -> Option<&str> {
+        self.tables_schema.as_deref()
+    }
+
     pub(crate) fn open(&self) -> Result<Database, AdminError> {
         Database::from_url(&self.database, self.tables_schema.as_deref(), self.tables_prefix.as_deref())
     }

@@ -32,6 +32,9 @@ pub(super) async fn run(options: args::Relay) -> Result<ExitCode, AdminError> {
 pub(super) async fn migrate(options: args::Migrate) -> Result<ExitCode, AdminError> {
     let database = options.database.open()?;
     if options.print {
+        if let Some(schema) = options.database.schema() {
+            pager::out(&format!("CREATE SCHEMA IF NOT EXISTS {schema};\n\n"))?;
+        }
         for (version, title, sql) in database.migrations()? {
             pager::out(&format!("-- {version} {title}\n\n{}\n\n", sql.trim_end()))?;
         }
