@@ -3,6 +3,7 @@
 use std::fmt;
 
 use consumer_core::{BoxError, dead_letters::DeadLettersError};
+use consumer_sql::SqlError;
 
 /// Work that could not be done, or not to its end. What was settled before stays settled, the rest is as it was; starting
 /// again is safe.
@@ -65,6 +66,12 @@ impl fmt::Display for AdminError {
 impl std::error::Error for AdminError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|error| error as _)
+    }
+}
+
+impl From<SqlError> for AdminError {
+    fn from(error: SqlError) -> Self {
+        Self { usage: error.is_config(), ..Self::new(error.to_string()) }.with_source(error)
     }
 }
 

@@ -1,11 +1,13 @@
-//! What an operator does with dead letters, as library calls: read, count, send back, throw away, carry elsewhere.
+//! What an operator does, as library calls. With dead letters: read, count, send back, throw away, carry elsewhere. With the
+//! tables of `consumer-sql`: create them, publish what is in an outbox, look at outbox and inbox, requeue, purge.
 //!
-//! The binary `consumer-admin` is the command line over them; `consumer-admin dead-letters --help` explains it.
+//! The binary `consumer-admin` is the command line over them; `consumer-admin --help` explains it.
 //!
 //! - [`Broker`] is Kafka or RabbitMQ by URL; anything that implements
 //!   [`DeadLetters`](consumer_core::dead_letters::DeadLetters) will do.
 //! - [`Filter`] says which letters are meant.
 //! - [`redrive`], [`discard`], [`export`] and [`import`] do the work, [`Stats`] counts.
+//! - [`Database`] is a PostgreSQL or an SQLite file by URL, with its tables, and all that is done there.
 //!
 //! What is redriven or discarded is settled only after the broker has confirmed the copy, or the file is on the disk. All
 //! of it can be interrupted at any moment and started again: a letter that was published and not yet settled is published
@@ -36,10 +38,16 @@
 //! ```
 
 mod broker;
+mod database;
 mod dead_letters;
 mod error;
 
 pub use broker::Broker;
+pub use consumer_sql::{
+    InboxPurge, InboxRecord, InboxStats, Lag, OutboxChange, OutboxCount, OutboxErrors, OutboxFilter,
+    OutboxMessage, OutboxPurge, OutboxRow, OutboxState, OutboxStats, RelayReport,
+};
+pub use database::{Database, RelayOptions};
 pub use dead_letters::discard::{Discard, Discarded, discard};
 pub use dead_letters::exported::{ExportedLetter, export};
 pub use dead_letters::filter::Filter;

@@ -5,13 +5,14 @@ use std::future::Future;
 use sqlx::{Arguments, IntoArguments, Pool, error::BoxDynError, migrate::Migrate};
 use tokio::sync::watch;
 
-use crate::{Tables, outbox::row::NewRow, relay::Session};
+use crate::{Tables, admin::dialect::Dialect, outbox::row::NewRow, relay::Session};
 
 /// A database that this crate has statements for: `sqlx::Postgres` (feature `postgres`) or `sqlx::Sqlite` (feature `sqlite`).
 ///
 /// What is hidden in it may change with any version.
 pub trait Database:
     sqlx::Database<Connection: Migrate, Arguments: IntoArguments<Self>>
+    + Dialect
     + crate::inbox::Statements
     + sealed::Sealed
 {
@@ -21,6 +22,9 @@ pub trait Database:
     /// Whether tables can be in a schema.
     #[doc(hidden)]
     const HAS_SCHEMAS: bool;
+    /// Begins a transaction that will write.
+    #[doc(hidden)]
+    const BEGIN: &'static str;
 
     /// One connection of a relay.
     #[doc(hidden)]
@@ -62,6 +66,7 @@ impl Database for sqlx::Postgres {
     const MIGRATIONS: &'static [(i64, &'static str, &'static str)] =
         migrations!("postgres": 1 "dedup", 2 "inbox", 3 "outbox");
     const HAS_SCHEMAS: bool = true;
+    const BEGIN: &'static str = "BEGIN";
 
     type Session = crate::relay::postgres::PostgresSession;
 
@@ -87,6 +92,7 @@ impl Database for sqlx::Sqlite {
     const MIGRATIONS: &'static [(i64, &'static str, &'static str)] =
         migrations!("sqlite": 1 "dedup", 2 "inbox", 3 "outbox");
     const HAS_SCHEMAS: bool = false;
+    const BEGIN: &'static str = "BEGIN IMMEDIATE";
 
     type Session = crate::relay::sqlite::SqliteSession;
 

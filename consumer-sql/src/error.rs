@@ -110,6 +110,10 @@ fn postgres(code: &str) -> (Kind, Option<&'static str>) {
         "25006" => (Kind::Denied, Some(READ_ONLY)),
         "28P01" | "28000" => (Kind::Denied, Some("the server refuses the user or the password")),
         "3D000" => (Kind::Schema, Some("there is no such database: create it, or correct the url")),
+        "55P03" => (
+            Kind::Unavailable,
+            Some("a relay, or another administrator, has these rows for too long: try again"),
+        ),
         "53300" => (Kind::Unavailable, Some("the server has no connection left: see its max_connections")),
         code if code.starts_with("57P0") || code.starts_with("08") => (Kind::Unavailable, Some(AWAY)),
         _ => (Kind::Other, None),

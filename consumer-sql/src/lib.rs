@@ -15,6 +15,7 @@
 //! `complete`, or the database cannot be written between the two for longer than the lease, a handler outlives its lease, an
 //! attempt that failed or timed out had its effect all the same, the database is lost, or a duplicate comes after the retention.
 
+mod admin;
 mod database;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod dedup;
@@ -25,6 +26,10 @@ mod outbox;
 pub mod relay;
 mod tables;
 
+pub use admin::filter::{OutboxFilter, OutboxState};
+pub use admin::inbox::{InboxAdmin, InboxPurge, InboxRecord, InboxStats};
+pub use admin::outbox::{OutboxAdmin, OutboxChange, OutboxCount, OutboxErrors, OutboxPurge, OutboxStats};
+pub use admin::row::{OutboxMessage, OutboxRow};
 pub use database::Database;
 #[cfg(feature = "postgres")]
 pub use dedup::{PostgresStore, PostgresStoreBuilder};

@@ -1,8 +1,9 @@
-//! A letter in full, for people.
+//! A letter or a row in full, for people.
 
 use std::fmt::Write;
 
-use consumer_core::dead_letters::DeadLetter;
+use consumer_admin::OutboxMessage;
+use consumer_core::{Headers, dead_letters::DeadLetter, message::wire};
 
 use super::text::plain;
 
@@ -18,17 +19,52 @@ pub(crate) fn letter(letter: &DeadLetter) -> String {
     let _ = writeln!(out, "id       {}", plain(letter.id().as_deref().unwrap_or("-")));
     let _ = writeln!(out, "key      {}", message.key().map_or_else(|| "-".to_owned(), |key| value(key)));
     let _ = writeln!(out, "error    {}", plain(letter.error().as_deref().unwrap_or("-")));
+    headers(&mut out, message.headers());
+    body(&mut out, (!message.is_tombstone()).then(|| &message.payload()[..]));
+    out
+}
+
+/// A row of an outbox in full.
+pub(crate) fn outbox_message(message: &OutboxMessage) -> String {
+    let mut out = String::new();
+    let row = &message.row;
+    let _ = writeln!(out, "row      {}", row.id);
+    let _ = writeln!(out, "state    {}", row.state);
+    let _ = writeln!(out, "to       {}", plain(&row.destination));
+    let _ = writeln!(out, "id       {}", plain(&row.message_id));
+    let _ = writeln!(out, "key      {}", row.key.as_ref().map_or_else(|| "-".to_owned(), |key| value(key)));
+    let _ = writeln!(out, "written  {}", wire::format_time(row.created_at));
+    let _ = writeln!(out, "attempts {}", row.attempts);
+    if let Some(due) = row.due_at {
+        let _ = writeln!(out, "due      {}", wire::format_time(due));
+    }
+    if let Some(at) = row.published_at {
+        let _ = writeln!(out, "sent     {}", wire::format_time(at));
+    }
+    let _ = writeln!(out, "error    {}", plain(row.error.as_deref().unwrap_or("-")));
+    match message.read_headers() {
+        Ok(all) => headers(&mut out, &all),
+        Err(error) => {
+            let _ = writeln!(out, "headers  {}\n  {}", plain(&error), plain(&message.headers));
+        }
+    }
+    body(&mut out, message.payload.as_deref());
+    out
+}
+
+fn headers(out: &mut String, headers: &Headers) {
     let _ = writeln!(out, "headers");
-    for (name, header) in message.headers().iter() {
+    for (name, header) in headers.iter() {
         let _ =
             writeln!(out, "  {}: {}", plain(name), header.map_or_else(|| "(null)".to_owned(), |v| value(v)));
     }
-    if message.is_tombstone() {
-        let _ = writeln!(out, "payload  none (a tombstone)");
-    } else {
-        let _ = writeln!(out, "payload  {} bytes\n{}", message.payload().len(), payload(message.payload()));
-    }
-    out
+}
+
+fn body(out: &mut String, bytes: Option<&[u8]>) {
+    let _ = match bytes {
+        None => writeln!(out, "payload  none (a tombstone)"),
+        Some(bytes) => writeln!(out, "payload  {} bytes\n{}", bytes.len(), payload(bytes)),
+    };
 }
 
 fn value(bytes: &[u8]) -> String {

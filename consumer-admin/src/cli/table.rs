@@ -3,7 +3,7 @@
 use std::{borrow::Cow, time::SystemTime};
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
-use consumer_admin::{Group, Stats};
+use consumer_admin::{Group, InboxRecord, InboxStats, OutboxRow, OutboxStats, Stats};
 use consumer_core::{dead_letters::DeadLetter, message::wire};
 
 use super::text::{cut, plain};
@@ -67,31 +67,98 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-pub(crate) fn stats(stats: &Stats) -> String {
-    let mut table = table(&["COUNT", "REASON", "CONSUMER", "FIRST", "LAST", "ERROR"]);
-    for Group { reason, error, consumer, count, first, last, .. } in stats.groups() {
-        let time = |at: Option<SystemTime>| at.map_or_else(|| "-".to_owned(), seconds);
-        let text = |text: &str| cut(&plain(text), KEPT).into_owned();
-        let mut row = comfy_table::Row::from([
-            count.to_string(),
-            text(&reason),
-            text(&consumer),
-            time(first),
-            time(last),
-            text(&error),
-        ]);
+/// Lines of one height each; `numbers` are to the right, `whole` are not cut.
+fn lines<const N: usize>(
+    header: [&str; N],
+    numbers: &[usize],
+    whole: &[usize],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = table(&header);
+    for cells in rows {
+        let mut row = comfy_table::Row::from(cells);
         row.max_height(1);
         table.add_row(row);
     }
-    for fixed in [0, 1, 3, 4] {
-        if let Some(column) = table.column_mut(fixed) {
+    for at in numbers.iter().chain(whole) {
+        if let Some(column) = table.column_mut(*at) {
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }
-    if let Some(column) = table.column_mut(0) {
-        column.set_cell_alignment(CellAlignment::Right);
+    for at in numbers {
+        if let Some(column) = table.column_mut(*at) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
-    format!("{}\n{} in all\n", trimmed(&table), stats.total())
+    format!("{}\n", trimmed(&table))
+}
+
+fn text(text: &str) -> String {
+    cut(&plain(text), KEPT).into_owned()
+}
+
+fn key(key: Option<&[u8]>) -> String {
+    key.map_or_else(|| "-".to_owned(), |key| text(&String::from_utf8_lossy(key)))
+}
+
+pub(crate) fn stats(stats: &Stats) -> String {
+    let time = |at: Option<SystemTime>| at.map_or_else(|| "-".to_owned(), seconds);
+    let rows =
+        stats.groups().into_iter().map(|Group { reason, error, consumer, count, first, last, .. }| {
+            [count.to_string(), text(&reason), text(&consumer), time(first), time(last), text(&error)]
+        });
+    let header = ["COUNT", "REASON", "CONSUMER", "FIRST", "LAST", "ERROR"];
+    format!("{}{} in all\n", lines(header, &[0], &[1, 3, 4], rows), stats.total())
+}
+
+pub(crate) fn outbox_stats(stats: &OutboxStats) -> String {
+    let lag = &stats.lag;
+    let oldest = humantime::format_duration(std::time::Duration::from_secs(lag.oldest.as_secs()));
+    let mut out = match lag.waiting {
+        0 => "nothing is waiting".to_owned(),
+        waiting => format!("{waiting} waiting, the oldest for {oldest}"),
+    };
+    out.push_str(&format!("; {} held, {} quarantined\n", lag.held, lag.quarantined));
+    if !stats.rows.is_empty() {
+        let rows =
+            stats.rows.iter().map(|it| [it.count.to_string(), it.state.to_string(), text(&it.destination)]);
+        out.push_str(&format!("\n{}", lines(["COUNT", "STATE", "DESTINATION"], &[0], &[1], rows)));
+    }
+    if !stats.errors.is_empty() {
+        let rows =
+            stats.errors.iter().map(|it| [it.count.to_string(), text(&it.destination), text(&it.error)]);
+        out.push_str(&format!("\n{}", lines(["COUNT", "DESTINATION", "ERROR"], &[0], &[], rows)));
+    }
+    out
+}
+
+pub(crate) fn outbox(rows: &[OutboxRow]) -> String {
+    let rows = rows.iter().map(|row| {
+        [
+            row.id.to_string(),
+            row.state.to_string(),
+            seconds(row.created_at),
+            text(&row.destination),
+            key(row.key.as_deref()),
+            text(&row.message_id),
+            row.attempts.to_string(),
+            text(row.error.as_deref().unwrap_or("-")),
+        ]
+    });
+    let header = ["ROW", "STATE", "WRITTEN", "DESTINATION", "KEY", "ID", "ATTEMPTS", "ERROR"];
+    lines(header, &[0, 6], &[1], rows)
+}
+
+pub(crate) fn inbox_stats(stats: &[InboxStats]) -> String {
+    let rows = stats
+        .iter()
+        .map(|it| [it.count.to_string(), seconds(it.oldest), seconds(it.newest), text(&it.consumer)]);
+    lines(["COUNT", "OLDEST", "NEWEST", "CONSUMER"], &[0], &[1, 2], rows)
+}
+
+pub(crate) fn inbox(records: &[InboxRecord]) -> String {
+    let rows = records.iter().map(|it| [seconds(it.recorded_at), text(&it.consumer), key(Some(&it.key))]);
+    lines(["RECORDED", "CONSUMER", "KEY"], &[], &[0], rows)
 }
 
 fn trimmed(table: &Table) -> String {

@@ -9,7 +9,6 @@ use super::statements::{PORTION, Record, Sql, Statements, number};
 
 impl Statements for Postgres {
     const ONE_WRITER: bool = false;
-    const BEGIN: &'static str = "BEGIN";
     const RECORD: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
         SELECT hash, $1, key, print FROM unnest($2::bytea[], $3::bytea[], $4::bytea[]) AS new (hash, key, print) \
         ON CONFLICT DO NOTHING RETURNING key_hash";

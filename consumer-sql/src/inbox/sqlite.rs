@@ -15,7 +15,6 @@ const LIST: &str = "/*list*/";
 impl Statements for Sqlite {
     const ONE_WRITER: bool = true;
     /// With the lock from the start: a transaction that began as a reader may find that it cannot write.
-    const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const RECORD: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
         VALUES /*list*/ ON CONFLICT DO NOTHING RETURNING key_hash";
     const RECORD_ONE: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \

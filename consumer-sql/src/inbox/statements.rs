@@ -36,7 +36,6 @@ pub struct Sql {
 pub trait Statements: sqlx::Database {
     /// Whether one transaction at a time can write.
     const ONE_WRITER: bool;
-    const BEGIN: &'static str;
     const RECORD: &'static str;
     const RECORD_ONE: &'static str;
     const KNOWN: &'static str;

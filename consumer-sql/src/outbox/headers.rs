@@ -19,7 +19,7 @@ pub(super) fn write(headers: &Headers) -> String {
     Value::Array(all).to_string()
 }
 
-pub(super) fn read(text: &str) -> Result<Headers, String> {
+pub(crate) fn read(text: &str) -> Result<Headers, String> {
     let wrong = |what: String| format!("the headers cannot be read: {what}");
     let value = serde_json::from_str(text).map_err(|error| wrong(format!("no JSON: {error}")))?;
     let mut headers = Headers::new();

@@ -1,6 +1,6 @@
 //! Messages that are published if, and only if, a transaction commits.
 
-mod headers;
+pub(crate) mod headers;
 pub(crate) mod row;
 
 use std::{fmt, sync::Arc};

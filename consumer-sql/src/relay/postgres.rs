@@ -35,7 +35,7 @@ const PLANS: [(&str, &str); 4] = [
 ];
 
 /// The key of the lock of shard `$1`: no other table has this one's oid.
-const LOCK: &str = "(('consumer_outbox'::regclass::oid::bigint << 8) | $1::bigint)";
+pub(crate) const LOCK: &str = "(('consumer_outbox'::regclass::oid::bigint << 8) | $1::bigint)";
 
 #[derive(Debug)]
 pub struct PostgresSession {
@@ -51,6 +51,44 @@ impl PostgresSession {
     async fn lock(&mut self, function: &str, shard: u16) -> Result<bool, sqlx::Error> {
         let sql = self.sql(&format!("SELECT {function}({LOCK})"));
         sqlx::query_scalar(sql).bind(i64::from(shard)).fetch_one(&mut self.connection).await
+    }
+
+    /// The first rows of a shard that wait, and which of those are behind a failed one.
+    pub(crate) async fn look(
+        &mut self,
+        shard: u16,
+        limit: Limit,
+    ) -> Result<(Vec<Row>, Vec<i64>), sqlx::Error> {
+        let sql = self.sql(
+            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
+               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
+                 AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
+             FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
+                 (SELECT id, coalesce(octet_length(payload), 0)::bigint AS size FROM consumer_outbox \
+                  WHERE shard >= $1 AND shard <= $1 AND state = 0 ORDER BY shard, id LIMIT $2) first) sized \
+             JOIN consumer_outbox o USING (id) WHERE sized.before < $3 ORDER BY o.id",
+        );
+        let rows = sqlx::query(sql)
+            .bind(i16::try_from(shard).unwrap_or_default())
+            .bind(i64::from(limit.rows))
+            .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
+            .fetch_all(&mut self.connection)
+            .await?;
+        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            if row.try_get("behind")? {
+                behind.push(row.try_get::<i64, _>("id")?);
+            } else {
+                free.push(read(&row)?);
+            }
+        }
+        Ok((free, behind))
+    }
+
+    /// Marks rows as held. What it was told is still true: nobody else frees rows of a shard that is owned.
+    pub(crate) async fn mark(&mut self, behind: &[i64]) -> Result<(), sqlx::Error> {
+        let sql = self.sql("UPDATE consumer_outbox SET state = 1 WHERE id = ANY($1) AND state = 0");
+        sqlx::query(sql).bind(behind).execute(&mut self.connection).await.map(drop)
     }
 }
 
@@ -85,35 +123,12 @@ impl Session for PostgresSession {
     }
 
     async fn take(&mut self, shard: u16, limit: Limit) -> Result<Option<Vec<Row>>, sqlx::Error> {
-        let sql = self.sql(
-            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
-               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
-                 AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
-             FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
-                 (SELECT id, coalesce(octet_length(payload), 0)::bigint AS size FROM consumer_outbox \
-                  WHERE shard >= $1 AND shard <= $1 AND state = 0 ORDER BY shard, id LIMIT $2) first) sized \
-             JOIN consumer_outbox o USING (id) WHERE sized.before < $3 ORDER BY o.id",
-        );
-        let rows = sqlx::query(sql)
-            .bind(i16::try_from(shard).unwrap_or_default())
-            .bind(i64::from(limit.rows))
-            .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
-            .fetch_all(&mut self.connection)
-            .await?;
-        if rows.is_empty() {
+        let (free, behind) = self.look(shard, limit).await?;
+        if free.is_empty() && behind.is_empty() {
             return Ok(None);
         }
-        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
-        for row in rows {
-            if row.try_get("behind")? {
-                behind.push(row.try_get::<i64, _>("id")?);
-            } else {
-                free.push(read(&row)?);
-            }
-        }
         if !behind.is_empty() {
-            let sql = self.sql("UPDATE consumer_outbox SET state = 1 WHERE id = ANY($1) AND state = 0");
-            sqlx::query(sql).bind(behind).execute(&mut self.connection).await?;
+            self.mark(&behind).await?;
         }
         Ok(Some(free))
     }
@@ -154,8 +169,11 @@ impl Session for PostgresSession {
     }
 
     async fn retry_due(&mut self) -> Result<u64, sqlx::Error> {
-        let sql = self
-            .sql("UPDATE consumer_outbox SET state = 0, due_at = NULL WHERE state = 2 AND due_at <= now()");
+        // Rows that somebody else works on come the next time: to wait for them could be a deadlock.
+        let sql = self.sql(
+            "UPDATE consumer_outbox SET state = 0, due_at = NULL WHERE id IN \
+             (SELECT id FROM consumer_outbox WHERE state = 2 AND due_at <= now() FOR UPDATE SKIP LOCKED)",
+        );
         Ok(sqlx::query(sql).execute(&mut self.connection).await?.rows_affected())
     }
 

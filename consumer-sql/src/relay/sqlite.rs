@@ -19,7 +19,7 @@ use crate::{
 
 /// Rows that are deleted from the history at once.
 const FORGOTTEN: i64 = 1_000;
-const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
+pub(crate) const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
 
 #[derive(Debug)]
 pub struct SqliteSession {
@@ -45,6 +45,43 @@ impl SqliteSession {
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
         Ok(true)
+    }
+
+    /// The first rows that wait, and which of those are behind a failed one.
+    pub(crate) async fn look(&mut self, limit: Limit) -> Result<(Vec<Row>, Vec<i64>), sqlx::Error> {
+        let sql = self.sql(
+            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
+               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
+                 AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
+             FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
+                 (SELECT id, coalesce(length(payload), 0) AS size FROM consumer_outbox INDEXED BY consumer_outbox_waiting \
+                  WHERE state = 0 ORDER BY id LIMIT $1)) sized \
+             JOIN consumer_outbox o ON o.id = sized.id WHERE sized.before < $2 ORDER BY o.id",
+        );
+        let rows = sqlx::query(sql)
+            .bind(i64::from(limit.rows))
+            .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
+            .fetch_all(&mut self.connection)
+            .await?;
+        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            if row.try_get("behind")? {
+                behind.push(row.try_get::<i64, _>("id")?);
+            } else {
+                free.push(read(&row)?);
+            }
+        }
+        Ok((free, behind))
+    }
+
+    /// Marks rows as held. It looks again: an administrator may have freed them since, and nothing would do so later.
+    pub(crate) async fn mark(&mut self, behind: &[i64]) -> Result<(), sqlx::Error> {
+        let sql = self.sql(
+            "UPDATE consumer_outbox AS o SET state = 1 WHERE id IN (SELECT value FROM json_each($1)) AND state = 0 \
+             AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
+               AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id)",
+        );
+        sqlx::query(sql).bind(list(behind)).execute(&mut self.connection).await.map(drop)
     }
 }
 
@@ -73,36 +110,12 @@ impl Session for SqliteSession {
     }
 
     async fn take(&mut self, _: u16, limit: Limit) -> Result<Option<Vec<Row>>, sqlx::Error> {
-        let sql = self.sql(
-            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
-               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
-                 AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
-             FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
-                 (SELECT id, coalesce(length(payload), 0) AS size FROM consumer_outbox INDEXED BY consumer_outbox_waiting \
-                  WHERE state = 0 ORDER BY id LIMIT $1)) sized \
-             JOIN consumer_outbox o ON o.id = sized.id WHERE sized.before < $2 ORDER BY o.id",
-        );
-        let rows = sqlx::query(sql)
-            .bind(i64::from(limit.rows))
-            .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
-            .fetch_all(&mut self.connection)
-            .await?;
-        if rows.is_empty() {
+        let (free, behind) = self.look(limit).await?;
+        if free.is_empty() && behind.is_empty() {
             return Ok(None);
         }
-        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
-        for row in rows {
-            if row.try_get("behind")? {
-                behind.push(row.try_get::<i64, _>("id")?);
-            } else {
-                free.push(read(&row)?);
-            }
-        }
         if !behind.is_empty() {
-            let sql = self.sql(
-                "UPDATE consumer_outbox SET state = 1 WHERE id IN (SELECT value FROM json_each($1)) AND state = 0",
-            );
-            sqlx::query(sql).bind(list(&behind)).execute(&mut self.connection).await?;
+            self.mark(&behind).await?;
         }
         Ok(Some(free))
     }
@@ -118,8 +131,10 @@ impl Session for SqliteSession {
             "UPDATE consumer_outbox SET state = 2, attempts = $2, error = $3, due_at = NOW() + $4 \
              WHERE id = $1 AND state = 0",
         );
+        // `state IN (1, 2)` is what the index says, word for word: SQLite does not conclude it from `state = 1`.
         let released = self.sql(
-            "UPDATE consumer_outbox SET state = 0 WHERE state = 1 AND destination = $1 AND message_key = $2",
+            "UPDATE consumer_outbox SET state = 0 \
+             WHERE state IN (1, 2) AND state = 1 AND destination = $1 AND message_key = $2",
         );
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(published).bind(list(&settled.published)).execute(&mut *transaction).await?;
@@ -159,8 +174,8 @@ impl Session for SqliteSession {
         let sql = self.sql(
             "SELECT (SELECT count(*) FROM consumer_outbox WHERE state = 0) \
                   + (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL) AS waiting, \
-             (SELECT count(*) FROM consumer_outbox WHERE state = 1) AS held, \
-             (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NULL) AS quarantined, \
+             (SELECT count(*) FROM consumer_outbox WHERE state IN (1, 2) AND state = 1) AS held, \
+             (SELECT count(*) FROM consumer_outbox WHERE state IN (1, 2) AND state = 2 AND due_at IS NULL) AS quarantined, \
              (SELECT NOW() - min(created_at) FROM consumer_outbox \
               WHERE id = (SELECT min(id) FROM consumer_outbox WHERE state = 0) OR (state = 2 AND due_at IS NOT NULL)) AS oldest",
         );

@@ -22,6 +22,10 @@ pub(crate) trait TestDatabase {
     async fn roll_back(&self, outbox: &Outbox, message: &Outgoing);
     async fn execute(&self, sql: &str);
     async fn count(&self, of: &str) -> i64;
+    /// As a literal.
+    fn bytes(&self, bytes: &[u8]) -> String;
+    /// So many seconds ago, as an expression.
+    fn ago(&self, seconds: u32) -> String;
 }
 
 pub(crate) struct OnSqlite {
@@ -67,13 +71,31 @@ impl OnPostgres {
     }
 
     pub(crate) fn sql(&self, sql: &str) -> String {
-        sql.replace("OUTBOX", &format!("{}.consumer_outbox", self.tables.schema().unwrap()))
+        let schema = self.tables.schema().unwrap();
+        sql.replace("OUTBOX", &format!("{schema}.consumer_outbox"))
+            .replace("INBOX", &format!("{schema}.consumer_inbox"))
+    }
+
+    fn literal(hex: &str) -> String {
+        format!(r"'\x{hex}'")
+    }
+
+    fn before(seconds: u32) -> String {
+        format!("now() - interval '{seconds} seconds'")
     }
 }
 
 impl OnSqlite {
     fn sql(&self, sql: &str) -> String {
-        sql.replace("OUTBOX", "shop_outbox")
+        sql.replace("OUTBOX", "shop_outbox").replace("INBOX", "shop_inbox")
+    }
+
+    fn literal(hex: &str) -> String {
+        format!("x'{hex}'")
+    }
+
+    fn before(seconds: u32) -> String {
+        format!("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) - {seconds}000")
     }
 }
 
@@ -109,6 +131,15 @@ macro_rules! test_database {
             async fn count(&self, of: &str) -> i64 {
                 let sql = self.sql(&format!("SELECT count(*) FROM OUTBOX WHERE {of}"));
                 sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
+            }
+
+            fn bytes(&self, bytes: &[u8]) -> String {
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                Self::literal(&hex)
+            }
+
+            fn ago(&self, seconds: u32) -> String {
+                Self::before(seconds)
             }
         }
     };

@@ -1,9 +1,11 @@
-//! The relay on both databases, to the broker in memory.
+//! The relay on both databases, to the broker in memory, and what an operator does beside it.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod database;
+mod inbox_admin;
 mod killed;
 mod order;
+mod outbox_admin;
 mod refused;
 mod start;
 mod stop;

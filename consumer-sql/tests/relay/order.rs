@@ -1,6 +1,9 @@
 //! Everything is published, in the order of each key.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use consumer_core::{Message, Outgoing, memory::PublishFault};
 use consumer_sql::Outbox;
@@ -63,13 +66,13 @@ async fn inv08_each_key_keeps_its_order_while_the_broker_comes_and_goes<D: TestD
     broker.fail_next_publishes(20, PublishFault::LostConfirm);
     let report = relayed(&database, &broker).await;
     assert_eq!((report.published, report.failed), (300, 0));
-    assert_in_order(&broker, 300);
+    assert_in_order(published(&broker, "t"), 300);
 }
 
 /// Of each key: its messages in their order, where one may come again directly before its confirm.
-fn assert_in_order(broker: &consumer_core::memory::MemoryBroker, total: usize) {
+fn assert_in_order(published: Vec<String>, total: usize) {
     let mut by_key: HashMap<String, Vec<String>> = HashMap::new();
-    for payload in published(broker, "t") {
+    for payload in published {
         let key = payload.split('/').next().unwrap().to_owned();
         by_key.entry(key).or_default().push(payload);
     }
@@ -89,7 +92,7 @@ async fn a_hot_key_does_not_hold_up_the_others<D: TestDatabase>(database: D) {
     let without_key = (0..10).map(|n| Outgoing::new("t", Message::new(format!("none-{n}/000"))));
     write(&database, without_key).await;
     assert_eq!(relayed(&database, &broker).await.published, 110);
-    assert_in_order(&broker, 110);
+    assert_in_order(published(&broker, "t"), 110);
 }
 
 async fn published_rows_are_kept_where_a_history_is_wanted<D: TestDatabase>(database: D) {
@@ -152,7 +155,10 @@ async fn inv08_several_relays_share_the_outbox_and_keep_the_order_of_each_key() 
     for other in others {
         other.await.unwrap().unwrap();
     }
-    assert_in_order(&broker, total);
+    // Who dies publishes its last batch again: consumers, who deduplicate, see each message where it came first.
+    let mut seen = HashSet::new();
+    let first: Vec<_> = published(&broker, "t").into_iter().filter(|it| seen.insert(it.clone())).collect();
+    assert_in_order(first, total);
 }
 
 /// However much waits, and whatever the planner knows of that: what is read does not grow with it.

@@ -1,33 +1,18 @@
-//! Options, as `--help` shows them.
-#![allow(rustdoc::invalid_html_tags, reason = "the texts of --help, as clap shows them")]
+//! What is done with dead letters.
 
 use std::{
     num::NonZeroU32,
-    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum,
+    Args, Subcommand,
     builder::{NonEmptyStringValueParser, PossibleValuesParser},
 };
 use consumer_admin::Filter;
 use consumer_core::{dead_letters::Place, message::wire};
 
-/// The operator's tool of the idempotent-consumer framework.
-#[derive(Debug, Parser)]
-#[command(name = "consumer-admin", version)]
-pub(crate) struct Cli {
-    #[command(subcommand)]
-    pub(crate) command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Read dead letters, send them back, throw them away
-    #[command(subcommand)]
-    DeadLetters(DeadLetters),
-}
+use super::{BrokerArgs, LimitArgs, OutputArgs, PagerArgs, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetters {
@@ -58,9 +43,8 @@ pub(crate) enum DeadLetters {
 
 #[derive(Debug, Args)]
 pub(crate) struct From {
-    /// The broker: kafka://host:port[,host:port], amqp://user:password@host:port/%2f
-    #[arg(long = "broker", env = "BROKER_URL", hide_env_values = true, value_name = "URL")]
-    pub(crate) broker: String,
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
     /// The topic or queue of dead letters
     #[arg(long = "from", env = "DEAD_LETTER", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) name: String,
@@ -96,26 +80,16 @@ pub(crate) struct Which {
     until: Option<SystemTime>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// For people
-    Table,
-    /// One object a line
-    Json,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct List {
     #[command(flatten)]
     pub(crate) from: From,
-    /// At most so many
-    #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<u64>,
-    #[arg(long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
-    /// Do not page a table that is longer than the terminal
-    #[arg(long)]
-    pub(crate) no_pager: bool,
+    #[command(flatten)]
+    pub(crate) limit: LimitArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) pager: PagerArgs,
     #[command(flatten)]
     pub(crate) which: Which,
 }
@@ -127,8 +101,8 @@ pub(crate) struct Show {
     /// At most so many
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) limit: u64,
-    #[arg(long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) which: Which,
 }
@@ -137,8 +111,8 @@ pub(crate) struct Show {
 pub(crate) struct Stats {
     #[command(flatten)]
     pub(crate) from: From,
-    #[arg(long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) which: Which,
 }
@@ -150,9 +124,8 @@ pub(crate) struct Redrive {
     /// Publish to this topic or queue instead of where each letter came from
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: Option<String>,
-    /// At most so many
-    #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) limit: LimitArgs,
     /// At most so many in a second
     #[arg(long, value_name = "N")]
     pub(crate) rate: Option<NonZeroU32>,
@@ -162,8 +135,8 @@ pub(crate) struct Redrive {
     /// Do not ask before more than 100 are sent
     #[arg(long)]
     pub(crate) yes: bool,
-    #[arg(long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) which: Which,
 }
@@ -179,17 +152,16 @@ pub(crate) struct Discard {
     /// [default: discarded-<NAME>-<TIME>.jsonl]
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// At most so many
-    #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) limit: LimitArgs,
     /// Throw away every letter there is; needed where nothing says which
     #[arg(long)]
     pub(crate) all: bool,
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,
-    #[arg(long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) which: Which,
 }
@@ -198,9 +170,8 @@ pub(crate) struct Discard {
 pub(crate) struct Export {
     #[command(flatten)]
     pub(crate) from: From,
-    /// At most so many
-    #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) limit: LimitArgs,
     /// Where to; must not exist [default: stdout]
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
@@ -210,9 +181,8 @@ pub(crate) struct Export {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// The broker: kafka://host:port[,host:port], amqp://user:password@host:port/%2f
-    #[arg(long = "broker", env = "BROKER_URL", hide_env_values = true, value_name = "URL")]
-    pub(crate) broker: String,
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
     /// The topic or queue of dead letters to publish to; from there they are redriven
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: String,
@@ -222,8 +192,8 @@ pub(crate) struct Import {
     /// Lines to leave out at the beginning, as an import that ended early has said
     #[arg(long, value_name = "N", default_value = "0")]
     pub(crate) skip: u64,
-    #[arg(long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 impl Which {
@@ -282,12 +252,8 @@ fn time(text: &str) -> Result<SystemTime, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
-    }
+    use crate::cli::Cli;
+    use clap::Parser;
 
     #[test]
     fn times_are_points_or_how_long_ago() {

@@ -1,4 +1,4 @@
-//! What each command does.
+//! Dead letters.
 
 use std::{
     fs::{File, OpenOptions},
@@ -17,19 +17,17 @@ use consumer_core::{
     message::wire,
 };
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    args::{self, Cli, Command, Output},
-    ask, json, pager, progress, show, table,
-    text::plain,
+    super::{
+        args::{self, Output},
+        ask, json, pager, progress, show, table,
+        text::plain,
+    },
+    UNASKED, interrupted,
 };
 
-/// More than so many are not redriven without a question.
-const UNASKED: u64 = 100;
-
-pub(crate) async fn run(cli: Cli) -> Result<ExitCode, AdminError> {
-    let Command::DeadLetters(command) = cli.command;
+pub(super) async fn run(command: args::DeadLetters) -> Result<ExitCode, AdminError> {
     match command {
         args::DeadLetters::List(options) => list(options).await,
         args::DeadLetters::Show(options) => show_letters(options).await,
@@ -56,7 +54,7 @@ async fn read(
     limit: Option<u64>,
     mut each: impl FnMut(&DeadLetter) -> Result<(), AdminError>,
 ) -> Result<u64, AdminError> {
-    let broker = Broker::from_url(&*from.broker)?;
+    let broker = from.broker.open()?;
     let mut letters = open(&*broker.dead_letters(&from.name)?).await?;
     let expected = letters.expected();
     let bar = progress::bar(expected);
@@ -88,34 +86,35 @@ async fn read(
 
 async fn list(options: args::List) -> Result<ExitCode, AdminError> {
     // While it is paged nothing is held any more, so the lines wait here; without a pager they need not.
-    let is_paged = !options.no_pager && std::io::stdout().is_terminal();
+    let is_paged = !options.pager.no_pager && std::io::stdout().is_terminal();
     let mut lines = table::list_head();
-    let count = read(&options.from, &options.which.filter(), options.limit, |letter| {
-        if options.output == Output::Json {
+    let count = read(&options.from, &options.which.filter(), options.limit.limit, |letter| {
+        if options.output.output == Output::Json {
             return json::print(&json::letter(letter));
         }
         lines.push_str(&table::list_row(letter));
         if is_paged { Ok(()) } else { pager::out(&std::mem::take(&mut lines)) }
     })
     .await?;
-    match options.output {
+    match options.output.output {
         Output::Table if count == 0 => pager::out("no dead letters\n")?,
-        Output::Table => pager::print(&lines, options.no_pager)?,
+        Output::Table => pager::print(&lines, options.pager.no_pager)?,
         Output::Json => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn show_letters(options: args::Show) -> Result<ExitCode, AdminError> {
-    let count =
-        read(&options.from, &options.which.filter(), Some(options.limit), |letter| match options.output {
+    let count = read(&options.from, &options.which.filter(), Some(options.limit), |letter| {
+        match options.output.output {
             Output::Table => pager::out(&format!("{}\n", show::letter(letter))),
             Output::Json => {
                 let whole = serde_json::to_value(consumer_admin::ExportedLetter::new(letter));
                 json::print(&whole.map_err(|error| AdminError::new("the letter").with_source(error))?)
             }
-        })
-        .await?;
+        }
+    })
+    .await?;
     if count == 0 {
         return Err(AdminError::new("no dead letter is like that"));
     }
@@ -129,25 +128,11 @@ async fn stats(options: args::Stats) -> Result<ExitCode, AdminError> {
         Ok(())
     })
     .await?;
-    match options.output {
+    match options.output.output {
         Output::Table => pager::out(&table::stats(&stats))?,
         Output::Json => stats.groups().iter().try_for_each(|group| json::print(&json::group(group)))?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Cancelled by the first SIGINT or SIGTERM; the second ends the process.
-fn interrupted() -> CancellationToken {
-    let token = CancellationToken::new();
-    let stop = token.clone();
-    tokio::spawn(async move {
-        consumer_core::runtime::signal::terminate().await;
-        eprintln!("stopping: what is on its way is finished first; again to stop at once");
-        stop.cancel();
-        consumer_core::runtime::signal::terminate().await;
-        std::process::exit(1);
-    });
-    token
 }
 
 /// How long letters are held in one reading of a queue: well below RabbitMQ's default `consumer_timeout` of 30 min.
@@ -165,12 +150,12 @@ fn refuse_place(broker: &Broker, which: &args::Which) -> Result<(), AdminError> 
 
 async fn redrive_letters(options: args::Redrive) -> Result<ExitCode, AdminError> {
     let filter = options.which.filter();
-    let broker = Broker::from_url(&*options.from.broker)?;
+    let broker = options.from.broker.open()?;
     refuse_place(&broker, &options.which)?;
     if options.to.as_deref() == Some(&*options.from.name) {
         return Err(AdminError::usage("--to names the dead letters themselves: they would never end"));
     }
-    let mut limit = options.limit;
+    let mut limit = options.limit.limit;
     if !options.yes && !options.dry_run && limit.is_none_or(|limit| limit > UNASKED) {
         let count = read(&options.from, &filter, limit, |_| Ok(())).await?;
         if count > UNASKED && !ask::go_on(&format!("{count} dead letters will be sent back. Go on?"))? {
@@ -236,7 +221,7 @@ fn report_redrive(report: &Redriven, options: &args::Redrive) -> Result<ExitCode
     for error in &report.errors {
         eprintln!("not redriven: {}", plain(error));
     }
-    match options.output {
+    match options.output.output {
         Output::Json => json::print(&json!({
             "read": report.read,
             "matched": report.matched,
@@ -276,13 +261,13 @@ fn create(path: &Path) -> Result<File, AdminError> {
 
 async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError> {
     let filter = options.which.filter();
-    let broker = Broker::from_url(&*options.from.broker)?;
+    let broker = options.from.broker.open()?;
     refuse_place(&broker, &options.which)?;
     if filter.is_all() && !options.all {
         return Err(AdminError::usage("nothing says which letters: name some, as by --reason, or say --all"));
     }
     let from = &options.from.name;
-    let mut limit = options.limit;
+    let mut limit = options.limit.limit;
     if !options.yes {
         let count = read(&options.from, &filter, limit, |_| Ok(())).await?;
         if count == 0 {
@@ -316,7 +301,7 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
         eprintln!("{} were thrown away before that; they are in {}", last.discarded, path.display());
     }
     let report = outcome?;
-    match options.output {
+    match options.output.output {
         Output::Json => json::print(&json!({
             "read": report.read,
             "discarded": report.discarded,
@@ -331,19 +316,19 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
 }
 
 async fn export_letters(options: args::Export) -> Result<ExitCode, AdminError> {
-    let broker = Broker::from_url(&*options.from.broker)?;
+    let broker = options.from.broker.open()?;
     let letters = open(&*broker.dead_letters(&options.from.name)?).await?;
     let mut to: Box<dyn Write + Send> = match &options.file {
         Some(path) => Box::new(BufWriter::new(create(path)?)),
         None => Box::new(BufWriter::new(std::io::stdout())),
     };
-    let count = export(letters, &options.which.filter(), options.limit, &mut *to).await?;
+    let count = export(letters, &options.which.filter(), options.limit.limit, &mut *to).await?;
     eprintln!("{count} exported");
     Ok(ExitCode::SUCCESS)
 }
 
 async fn import_letters(options: args::Import) -> Result<ExitCode, AdminError> {
-    let broker = Broker::from_url(&*options.broker)?;
+    let broker = options.broker.open()?;
     let how = Import::to(&*options.to).skip(options.skip).stop(interrupted());
     let bar = progress::bar(None);
     let report = import(&options.file, broker.publisher()?, &how, |report| {
@@ -352,7 +337,7 @@ async fn import_letters(options: args::Import) -> Result<ExitCode, AdminError> {
     .await;
     bar.finish_and_clear();
     let report = report?;
-    match options.output {
+    match options.output.output {
         Output::Json => json::print(&json!({ "lines": report.lines, "imported": report.imported }))?,
         Output::Table => pager::out(&format!("{} of {} lines imported\n", report.imported, report.lines))?,
     }
