@@ -3,6 +3,7 @@
 mod amqp;
 mod backlog;
 mod dead_letters;
+mod inbox;
 mod limit;
 mod naive;
 mod ours;
@@ -53,6 +54,12 @@ pub(crate) fn run(report: &mut Report, servers: &Servers) -> Fallible<()> {
     }
     if report.wants("relay") {
         runtime.block_on(relay::measure(report, servers))?;
+    }
+    if report.wants("inbox") {
+        runtime.block_on(inbox::measure(report, servers))?;
+    }
+    if report.wants("remembered") {
+        runtime.block_on(inbox::remembered(report, servers))?;
     }
     amqp::measure(report, servers, &runtime, &mut redis)?;
     Ok(())

@@ -4,6 +4,7 @@
 mod database;
 mod inbox_admin;
 mod killed;
+mod naive;
 mod order;
 mod outbox_admin;
 mod refused;

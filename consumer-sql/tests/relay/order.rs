@@ -13,7 +13,9 @@ use tokio::sync::oneshot;
 use crate::{
     LIMIT, broker,
     database::{OnPostgres, TestDatabase, postgres},
-    message, on_both, published, relay, relayed, write,
+    message,
+    naive::NaiveRelay,
+    on_both, published, relay, relayed, write,
 };
 
 on_both!(
@@ -130,6 +132,22 @@ async fn fm21_a_row_that_commits_late_is_not_skipped() {
     until(|| published(&broker, "t").len() == 2).await;
     drop(stop);
     assert_eq!(run.await.unwrap().unwrap().published, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm21_the_naive_relay_skips_a_row_that_commits_late() {
+    let (database, broker) = (postgres().await, broker());
+    let outbox = Outbox::in_tables(database.tables());
+    let mut naive = NaiveRelay::new(broker.publisher());
+    let mut late = database.connect().await;
+    let mut late = late.begin().await.unwrap();
+    outbox.publish(&mut *late, &message("late/1", "late")).await.unwrap();
+    write(&database, [message("early/1", "early")]).await;
+    naive.round(&database).await;
+    late.commit().await.unwrap();
+    naive.round(&database).await;
+    assert_eq!(published(&broker, "t"), ["early/1"]);
 }
 
 /// Four relays at once, one of them aborted in the middle again and again.

@@ -2,7 +2,13 @@
 
 use consumer_core::{Message, Outgoing, memory::PublishFault};
 
-use crate::{broker, database::TestDatabase, message, on_both, published, relay, relayed, write};
+use crate::{
+    broker,
+    database::{TestDatabase, postgres},
+    message,
+    naive::NaiveRelay,
+    on_both, published, relay, relayed, write,
+};
 
 on_both!(
     fm28_a_row_that_cannot_be_sent_is_quarantined_its_key_held_and_the_rest_flows,
@@ -80,4 +86,16 @@ async fn a_broker_that_is_away_costs_no_attempt<D: TestDatabase>(database: D) {
         relay(&database, &broker).max_attempts(1).until_empty().run(std::future::pending()).await.unwrap();
     assert_eq!((report.published, report.failed), (20, 0));
     assert_eq!(broker.records("t").len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn fm28_the_naive_relay_is_stuck_behind_a_row_that_cannot_be_sent() {
+    let (database, broker) = (postgres().await, broker());
+    write(&database, [to("nowhere", "1", "a"), to("t", "2", "b")]).await;
+    let mut naive = NaiveRelay::new(broker.publisher());
+    for _ in 0..20 {
+        naive.round(&database).await;
+    }
+    assert!(published(&broker, "t").is_empty());
 }
