@@ -10,7 +10,7 @@
 //! `SqliteStore` (feature `sqlite`) keeps it in an SQLite file: durable without any server, and shared by the processes of
 //! one machine.
 //!
-//! It guarantees what the protocol in [`consumer_core::dedup::protocol`] says and passes the same conformance suite as the
+//! The store guarantees what the protocol in [`consumer_core::dedup::protocol`] says and passes the same conformance suite as the
 //! other stores: at-least-once; each key's handler completes once unless a process dies between the side effect and
 //! `complete`, or the database cannot be written between the two for longer than the lease, a handler outlives its lease, an
 //! attempt that failed or timed out had its effect all the same, the database is lost, or a duplicate comes after the retention.

@@ -35,8 +35,12 @@
 //! attempt, and the source is paused. A time-out of the handler leaves a statement behind that the server still executes:
 //! PostgreSQL's `statement_timeout` ends it.
 //!
-//! SQLite lets one transaction write at a time: handlers run one after another, in turn. Another process waits for the file
-//! for as long as its `busy_timeout` says.
+//! SQLite lets one transaction write at a time: the handlers of a layer run one after another, in turn. Other writers of the
+//! file, those of another layer or process, wait for as long as their `busy_timeout` says.
+//!
+//! # Many messages in one transaction
+//! [`InboxLayer::batch`] pays the commit once for all messages that are in the layer at the same time. Each keeps its own
+//! outcome, by a savepoint; their handlers run one after another.
 //!
 //! # Example
 //! ```
