@@ -16,7 +16,7 @@ use tokio::{
     process::{Child, Command},
     time::timeout,
 };
-use xtask::servers::{shared_kafka, shared_postgres, shared_rabbitmq};
+use xtask::servers::{Postgres, shared_kafka, shared_postgres, shared_rabbitmq};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const KEYS: usize = 20;
@@ -69,6 +69,28 @@ async fn a_quarantined_row_goes_out_after_a_requeue_and_what_it_held_behind_it()
     let source = consumer_amqp::AmqpSource::builder(&world.broker).queue(queue).build().unwrap();
     assert_in_order(read(Box::new(source)).await, 2 * KEYS);
     admin.delete_queue(&world.name).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_database_is_reached_by_tls_and_with_a_password_that_nobody_sees() {
+    let server = Postgres::builder().password("s3cret").tls().start().unwrap();
+    let verified = server.url();
+    let admin = |url: String| {
+        let mut admin = Command::new(env!("CARGO_BIN_EXE_consumer-admin"));
+        admin.args(["migrate", "--database", &url]).env_clear().output()
+    };
+    let output = admin(verified.clone()).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // The system does not know this authority.
+    let unknown = verified.split("&sslrootcert").next().unwrap().to_owned();
+    let refused = [unknown, verified.replace("s3cret", "s3cret2")];
+    for url in refused {
+        let output = admin(url).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot be opened") && !said.contains("s3cret"), "{said}");
+    }
 }
 
 /// An outbox in a schema of its own, for a topic or queue of its own.

@@ -83,13 +83,36 @@ mod on_postgres {
     use super::*;
     use crate::relay::postgres::PostgresSession;
 
+    async fn database(name: &str) -> (Pool<Postgres>, Tables) {
+        let pool = PgPoolOptions::new().connect(&xtask::servers::shared_postgres()).await.unwrap();
+        let tables = Tables::new().in_schema(format!("{name}_{}", std::process::id())).unwrap();
+        migrate::<Postgres>(&mut pool.acquire().await.unwrap(), &tables).await.unwrap();
+        fill(&pool, &tables).await;
+        (pool, tables)
+    }
+
+    /// Else the two could wait for each other.
+    #[tokio::test]
+    #[ignore = "needs servers: cargo xtask test"]
+    async fn a_relay_waits_for_no_row_that_an_administrator_works_on() {
+        let (pool, tables) = database("due").await;
+        let sql = |sql| AssertSqlSafe(tables.in_sql(sql));
+        let due = "UPDATE consumer_outbox SET state = 2, due_at = now() WHERE message_id IN ('1', '3')";
+        sqlx::query(sql(due)).execute(&pool).await.unwrap();
+        let mut administrator = pool.begin().await.unwrap();
+        let locked = sql("SELECT id FROM consumer_outbox WHERE message_id = '1' FOR UPDATE");
+        sqlx::query(locked).execute(&mut *administrator).await.unwrap();
+        let mut relay = PostgresSession::open(&pool, &tables).await.unwrap();
+        let mut due = async || tokio::time::timeout(Duration::from_secs(20), relay.retry_due()).await;
+        assert_eq!(due().await.expect("it does not wait").unwrap(), 1);
+        administrator.rollback().await.unwrap();
+        assert_eq!(due().await.unwrap().unwrap(), 1);
+    }
+
     #[tokio::test]
     #[ignore = "needs servers: cargo xtask test"]
     async fn what_a_relay_has_looked_at_is_not_freed_before_it_gives_the_shard_up() {
-        let pool = PgPoolOptions::new().connect(&xtask::servers::shared_postgres()).await.unwrap();
-        let tables = Tables::new().in_schema(format!("race_{}", std::process::id())).unwrap();
-        migrate::<Postgres>(&mut pool.acquire().await.unwrap(), &tables).await.unwrap();
-        fill(&pool, &tables).await;
+        let (pool, tables) = database("race").await;
         let admin = OutboxAdmin::new(pool.clone()).tables(tables.clone()).wait(Duration::from_millis(100));
         let mut relay = PostgresSession::open(&pool, &tables).await.unwrap();
         let shard = relay.own(0).await.unwrap().unwrap();

@@ -8,7 +8,11 @@ use consumer_core::{
 };
 use consumer_sql::{OutboxAdmin, OutboxFilter, OutboxPurge, OutboxState};
 
-use crate::{LIMIT, broker, database::TestDatabase, message, on_both, published, relay, relayed, write};
+use crate::{
+    LIMIT, broker,
+    database::{TestDatabase, sqlite},
+    message, on_both, published, relay, relayed, write,
+};
 
 on_both!(
     rows_are_counted_listed_and_shown,
@@ -186,6 +190,20 @@ async fn more_than_a_portion_is_changed_and_no_row_twice<D: TestDatabase>(databa
     database.execute("UPDATE OUTBOX SET state = 3, published_at = created_at").await;
     let change = admin.purge(&OutboxFilter::default(), OutboxPurge::Published(Duration::ZERO)).await.unwrap();
     assert_eq!(change.rows, 1203);
+}
+
+/// As by a relay that is quick, and a broker that refuses them again.
+#[tokio::test]
+async fn what_fails_again_at_once_is_not_requeued_for_ever() {
+    let database = sqlite().await;
+    write(&database, (0..3).map(|n| message(n.to_string(), "a"))).await;
+    database.execute("UPDATE OUTBOX SET state = 2").await;
+    let again = "CREATE TRIGGER again AFTER UPDATE ON OUTBOX WHEN NEW.state = 0 \
+                 BEGIN UPDATE OUTBOX SET state = 2 WHERE id = NEW.id; END";
+    database.execute(again).await;
+    let admin = admin(&database);
+    let change = tokio::time::timeout(LIMIT, admin.requeue(&OutboxFilter::default())).await;
+    assert_eq!(change.expect("it ends").unwrap().rows, 3);
 }
 
 /// What the broker refuses is quarantined at once, and requeued by somebody who does nothing else.
