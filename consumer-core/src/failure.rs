@@ -112,6 +112,16 @@ impl Failure {
         Self::new(FailureKind::Cancelled, Some(why.into()))
     }
 
+    /// Its idempotency key stands for another payload: for layers that deduplicate.
+    pub fn conflict(error: impl Into<BoxError>) -> Self {
+        Self::new(FailureKind::Conflict, Some(error.into()))
+    }
+
+    /// It has no idempotency key: for layers that deduplicate.
+    pub fn no_key(error: impl Into<BoxError>) -> Self {
+        Self::new(FailureKind::NoKey, Some(error.into()))
+    }
+
     pub(crate) fn of_kind(kind: FailureKind, error: impl Into<BoxError>) -> Self {
         Self::new(kind, Some(error.into()))
     }
@@ -199,9 +209,16 @@ impl Failure {
         self.0.attempts = Some(attempts);
     }
 
-    /// The logical consumer that failed, when the dedup layer has said so.
+    /// The logical consumer that failed, when a layer has said so.
     pub(crate) fn consumer(&self) -> Option<&Arc<str>> {
         self.0.consumer.as_ref()
+    }
+
+    /// Names the logical consumer that failed, for the dead letter. What was named first counts.
+    #[must_use]
+    pub fn with_consumer(mut self, consumer: impl Into<Arc<str>>) -> Self {
+        self.0.consumer.get_or_insert_with(|| consumer.into());
+        self
     }
 
     pub(crate) fn set_consumer(&mut self, consumer: Arc<str>) {

@@ -358,6 +358,24 @@ impl Message {
         }
     }
 
+    /// For layers that ask a backend for what they need to call the handler: awaits `answer`, and the message counts as
+    /// waiting meanwhile. Given up when the message is cancelled or was held for as long as its broker lets it be: then
+    /// `None`, and the message has to be handed back.
+    ///
+    /// Unlike [`while_waiting`](Self::while_waiting) it keeps the place among those that execute: use it inside a
+    /// concurrency limit.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `answer`; the message stays held.
+    pub async fn answered_or_cancelled<F: Future>(&self, answer: F) -> Option<F::Output> {
+        let answer = answered(self.scope(), answer);
+        tokio::select! {
+            biased;
+            (output, _) = answer => Some(output),
+            () = self.to_be_handed_back() => None,
+        }
+    }
+
     /// Makes a service ready; while that takes time, the message waits instead of executing. `None` when it was
     /// cancelled meanwhile.
     pub(crate) async fn until_ready<S>(&self, service: &mut S) -> Option<Result<(), Failure>>

@@ -11,7 +11,9 @@ use crate::{Tables, outbox::row::NewRow, relay::Session};
 ///
 /// What is hidden in it may change with any version.
 pub trait Database:
-    sqlx::Database<Connection: Migrate, Arguments: IntoArguments<Self>> + sealed::Sealed
+    sqlx::Database<Connection: Migrate, Arguments: IntoArguments<Self>>
+    + crate::inbox::Statements
+    + sealed::Sealed
 {
     /// Version, title and text, in their order.
     #[doc(hidden)]

@@ -9,6 +9,7 @@
 
 mod database;
 mod error;
+pub mod inbox;
 mod migrate;
 mod outbox;
 pub mod relay;
@@ -18,6 +19,7 @@ mod tables;
 
 pub use database::Database;
 pub use error::SqlError;
+pub use inbox::{InboxLayer, Tx};
 pub use migrate::{migrate, migrations_sql};
 pub use outbox::Outbox;
 pub use relay::{Lag, Relay, RelayReport};

@@ -70,7 +70,11 @@ impl IdempotencyKey {
     }
 
     /// The key of a message; an empty one is none.
-    pub(crate) fn of(&self, message: &Message) -> Result<Option<Bytes>, Failure> {
+    ///
+    /// # Errors
+    /// When the payload that it is taken from cannot be read, when it is the position of a message that has none, and
+    /// when the closure panics. Trying again finds the same.
+    pub fn of(&self, message: &Message) -> Result<Option<Bytes>, Failure> {
         let key = match &self.0 {
             Kind::Header(name) if &**name == wire::MESSAGE_ID => message.id().cloned(),
             Kind::Header(name) => message.headers().get(name).cloned(),

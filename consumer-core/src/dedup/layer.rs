@@ -68,10 +68,14 @@ pub(super) struct Config {
     gate: Gate,
 }
 
+/// What tells a duplicate from another message under the same idempotency key.
+#[derive(Clone)]
+pub struct Fingerprint(What);
+
 type FingerprintFn = dyn Fn(&Message) -> Option<u128> + Send + Sync;
 
 #[derive(Clone)]
-pub(crate) enum Fingerprint {
+enum What {
     Payload,
     None,
     Closure(Arc<FingerprintFn>),
@@ -96,7 +100,7 @@ impl<D: DedupStore> DedupLayer<D> {
         let config = Config {
             consumer: consumer.into(),
             key: IdempotencyKey::default(),
-            fingerprint: Fingerprint::Payload,
+            fingerprint: Fingerprint::payload(),
             retention: 24 * hour,
             lease: Duration::from_secs(30),
             grace: hour,
@@ -155,14 +159,14 @@ impl<D: DedupStore> DedupLayer<D> {
     /// Takes the fingerprint from a closure, for payloads that differ in what does not matter. Where it panics the
     /// message fails for good.
     pub fn fingerprint(mut self, f: impl Fn(&Message) -> Option<u128> + Send + Sync + 'static) -> Self {
-        self.config.fingerprint = Fingerprint::Closure(Arc::new(f));
+        self.config.fingerprint = Fingerprint::from_fn(f);
         self
     }
 
     /// Takes no fingerprint: another payload under a known id passes for a duplicate, and a corrected resend of a
     /// dead-lettered message too.
     pub fn no_fingerprint(mut self) -> Self {
-        self.config.fingerprint = Fingerprint::None;
+        self.config.fingerprint = Fingerprint::none();
         self
     }
 
@@ -224,19 +228,53 @@ impl<D: DedupStore> Explain for DedupLayer<D> {
             lease: config.lease,
             bypass_on_outage: config.on_outage == OnOutage::Bypass,
             process_without_key: config.missing_key == MissingKey::Process,
-            fingerprint: !matches!(config.fingerprint, Fingerprint::None),
+            fingerprint: !config.fingerprint.is_none(),
             survives_restart: self.store.survives_restart(),
         });
     }
 }
 
 impl Fingerprint {
-    pub(crate) fn of(&self, message: &Message) -> Result<Option<u128>, Failure> {
-        match self {
-            Fingerprint::Payload => Ok(Some(fingerprint(message.payload()))),
-            Fingerprint::None => Ok(None),
-            Fingerprint::Closure(f) => closure::call("the fingerprint", || f(message)),
+    /// The hash of the payload ([`fingerprint`]).
+    pub fn payload() -> Self {
+        Self(What::Payload)
+    }
+
+    /// None: another payload under a known key passes for a duplicate.
+    pub fn none() -> Self {
+        Self(What::None)
+    }
+
+    /// Whatever the closure makes of the message. Where it panics the message fails for good.
+    pub fn from_fn(f: impl Fn(&Message) -> Option<u128> + Send + Sync + 'static) -> Self {
+        Self(What::Closure(Arc::new(f)))
+    }
+
+    /// Whether no message has one.
+    pub fn is_none(&self) -> bool {
+        matches!(self.0, What::None)
+    }
+
+    /// The fingerprint of a message.
+    ///
+    /// # Errors
+    /// When the closure panics. Trying again finds the same.
+    pub fn of(&self, message: &Message) -> Result<Option<u128>, Failure> {
+        match &self.0 {
+            What::Payload => Ok(Some(fingerprint(message.payload()))),
+            What::None => Ok(None),
+            What::Closure(f) => closure::call("the fingerprint", || f(message)),
         }
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            What::Payload => "Fingerprint(payload)",
+            What::None => "Fingerprint(none)",
+            What::Closure(_) => "Fingerprint(closure)",
+        })
     }
 }
 

@@ -15,8 +15,7 @@ mod tests;
 
 pub use gate::Gate;
 pub use key::{IdempotencyKey, MissingKey};
-pub(crate) use layer::Fingerprint;
-pub use layer::{DedupLayer, OnOutage};
+pub use layer::{DedupLayer, Fingerprint, OnOutage};
 pub use parking::{ParkOperation, ParkReply, ParkRequest};
 pub(crate) use registry::{ClaimHandle, HeldClaim, Registry, SharedClaim};
 pub use service::Dedup;

@@ -4,13 +4,17 @@ use std::{fmt, time::Duration};
 
 use humantime::format_duration;
 
-use super::{DedupFacts, Facts, RetryFacts};
+use super::{DedupFacts, Facts, InboxFacts, RetryFacts};
 
 /// What a dedup layer guarantees, no more and no less.
 const DEDUP: &str = "at-least-once; each key's handler completes once unless a process dies between the side effect \
     and `complete`, or the store is away between the two for longer than the lease, a handler outlives its lease, an \
     attempt that failed or timed out had its effect all the same, the store loses state, or a duplicate comes after \
     the retention.";
+
+/// What an inbox guarantees, no more and no less.
+const INBOX: &str = "effects inside the transaction happen exactly once per (consumer, key) within the retention; calls \
+    to other systems are at-least-once.";
 
 /// What a stack guarantees and what it does not, in plain English.
 ///
@@ -78,7 +82,7 @@ impl fmt::Display for Explanation {
 fn guarantees(facts: &Facts) -> Vec<String> {
     let mut said = Vec::new();
     let mut acked = vec!["the handler succeeded"];
-    if facts.dedup.is_some() {
+    if facts.dedup.is_some() || facts.inbox.is_some() {
         acked.push("its effect was known to have happened");
     }
     if facts.dead_letter.is_some() {
@@ -90,6 +94,9 @@ fn guarantees(facts: &Facts) -> Vec<String> {
     said.push(format!("At-least-once: a message is acknowledged only after {}.", acked.join(", or ")));
     if let Some(dedup) = &facts.dedup {
         said.extend(dedup_guarantees(dedup));
+    }
+    if let Some(inbox) = &facts.inbox {
+        said.extend(inbox_guarantees(inbox, facts.dedup.is_some()));
     }
     if let Some(dead) = &facts.dead_letter {
         let target = &dead.target;
@@ -167,6 +174,28 @@ fn dedup_guarantees(dedup: &DedupFacts) -> Vec<String> {
     said
 }
 
+fn inbox_guarantees(inbox: &InboxFacts, with_dedup: bool) -> Vec<String> {
+    let mut said = vec![
+        format!("Inbox for the consumer `{}` by {}: {INBOX}", inbox.consumer, inbox.key),
+        format!("The record of a message is kept for {}.", words(inbox.retention)),
+    ];
+    if let Some(max) = inbox.batch {
+        said.push(format!(
+            "Up to {max} messages share a transaction, one handler after another; one that fails takes none of the \
+             others along."
+        ));
+    }
+    if inbox.fingerprint && !with_dedup {
+        said.push(
+            "A known key with another payload is never acknowledged in silence: it is a conflict.".to_owned(),
+        );
+    }
+    if !inbox.process_without_key && !with_dedup {
+        said.push("A message without a key is not processed: it fails for good.".to_owned());
+    }
+    said
+}
+
 fn retry_guarantee(retry: &RetryFacts) -> String {
     let attempts = retry.max_attempts;
     match retry.horizon {
@@ -226,8 +255,20 @@ fn limits(facts: &Facts) -> Vec<String> {
             said.push("A known key with another payload is taken for a duplicate.".to_owned());
         }
     }
+    if let Some(inbox) = &facts.inbox {
+        said.push(
+            "What a handler does without the inbox's transaction may happen more than once.".to_owned(),
+        );
+        if inbox.process_without_key {
+            said.push("Messages without a key are processed without a record, which is counted.".to_owned());
+        }
+        if !inbox.fingerprint {
+            said.push("A known key with another payload is taken for a duplicate.".to_owned());
+        }
+    }
     if facts.timeout.is_some() {
-        said.push("A call that timed out may have had its effect all the same.".to_owned());
+        let outside = if facts.inbox.is_some() { " outside the transaction" } else { "" };
+        said.push(format!("A call that timed out may have had its effect{outside} all the same."));
     }
     if facts.rate.is_some() {
         said.push("The rate holds for this process: several processes have it once each.".to_owned());
@@ -243,7 +284,7 @@ fn limits(facts: &Facts) -> Vec<String> {
 
 fn missing(facts: &Facts) -> Vec<String> {
     let mut said = Vec::new();
-    if facts.dedup.is_none() {
+    if facts.dedup.is_none() && facts.inbox.is_none() {
         said.push("No deduplication: a message that is delivered again has its effect again.".to_owned());
     }
     if facts.dead_letter.is_none() {
@@ -267,12 +308,7 @@ fn missing(facts: &Facts) -> Vec<String> {
     }
     if let (Some(dedup), Some(longest)) = (&facts.dedup, longest_way(facts)) {
         if dedup.retention < longest {
-            said.push(format!(
-                "The retention of {} is shorter than the longest way back that this stack knows ({}: attempts, waits \
-                 and delays): a duplicate that comes so late runs again.",
-                words(dedup.retention),
-                words(longest)
-            ));
+            said.push(too_short("The retention", dedup.retention, longest));
         }
         if dedup.retention < dedup.lease {
             said.push(format!(
@@ -282,7 +318,21 @@ fn missing(facts: &Facts) -> Vec<String> {
             ));
         }
     }
+    if let (Some(inbox), Some(longest)) = (&facts.inbox, longest_way(facts))
+        && inbox.retention < longest
+    {
+        said.push(too_short("The inbox's retention", inbox.retention, longest));
+    }
     said
+}
+
+fn too_short(what: &str, retention: Duration, longest: Duration) -> String {
+    format!(
+        "{what} of {} is shorter than the longest way back that this stack knows ({}: attempts, waits and delays): a \
+         duplicate that comes so late runs again.",
+        words(retention),
+        words(longest)
+    )
 }
 
 /// The longest time from the first attempt to the end of the last, as far as it is known. A failure that asks for a wait

@@ -33,6 +33,8 @@ pub struct Facts {
     pub delayed_retry: Option<DelayedRetryFacts>,
     /// Duplicates are recognised.
     pub dedup: Option<DedupFacts>,
+    /// Record and effect are in one transaction.
+    pub inbox: Option<InboxFacts>,
     /// Transient failures are tried again.
     pub retry: Option<RetryFacts>,
     /// Calls are spread over time.
@@ -82,6 +84,23 @@ pub struct DedupFacts {
     pub fingerprint: bool,
     /// Whether the store still knows its keys after the process was started anew.
     pub survives_restart: bool,
+}
+
+/// What an inbox says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxFacts {
+    /// The logical consumer, which is the scope of the keys.
+    pub consumer: String,
+    /// What the key is taken from, in words: "the header `message-id`".
+    pub key: String,
+    /// How long a record is kept.
+    pub retention: Duration,
+    /// Whether messages without a key are processed without a record, instead of being set aside.
+    pub process_without_key: bool,
+    /// Whether another payload under a known key is noticed.
+    pub fingerprint: bool,
+    /// How many messages may share a transaction, where they do.
+    pub batch: Option<usize>,
 }
 
 /// What a retry layer says of itself.

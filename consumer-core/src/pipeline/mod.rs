@@ -5,7 +5,7 @@
 //! limit outside it charges duplicates, a timeout around a backoff cuts it. [`Pipeline`] takes the layers in any order
 //! and puts them where they belong, from the outside in:
 //!
-//! trace → metrics → dead-letter → dedup → retry → rate limit → concurrency limit → timeout → catch-panic → handler
+//! trace → metrics → dead-letter → dedup → retry → rate limit → concurrency limit → inbox → timeout → catch-panic → handler
 //!
 //! | place | because |
 //! |---|---|
@@ -13,6 +13,8 @@
 //! | dedup outside retry | one claim covers all attempts in this process |
 //! | rate limit inside retry | every attempt takes a token, and no duplicate does |
 //! | concurrency limit inside both | what waits holds no permit |
+//! | inbox inside the limits | a connection is held only while the message runs |
+//! | timeout inside the inbox | it cannot drop a commit half way |
 //! | timeout inside the limits | waiting for a turn is not running |
 //! | catch-panic innermost | a panic is a failure like any other for everything outside |
 //!
@@ -56,7 +58,9 @@ use tower::{
 };
 
 pub use explanation::Explanation;
-pub use facts::{DeadLetterFacts, DedupFacts, DelayedRetryFacts, Explain, Facts, RateFacts, RetryFacts};
+pub use facts::{
+    DeadLetterFacts, DedupFacts, DelayedRetryFacts, Explain, Facts, InboxFacts, RateFacts, RetryFacts,
+};
 pub use layers::{Concurrency, Foreign};
 
 use crate::CatchPanicLayer;
@@ -75,6 +79,7 @@ pub struct Pipeline<
     Retry = Identity,
     Rate = Identity,
     Limit = Identity,
+    Inbox = Identity,
     Timeout = Identity,
     Catch = CatchPanicLayer,
 > {
@@ -86,18 +91,25 @@ pub struct Pipeline<
     retry: Retry,
     rate_limit: Rate,
     concurrency_limit: Limit,
+    inbox: Inbox,
     timeout: Timeout,
     catch_panic: Catch,
 }
 
 /// The layer that a [`Pipeline`] becomes: innermost first, as tower stacks them.
-pub type Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch> = Stack<
+pub type Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch> = Stack<
     Catch,
     Stack<
         Timeout,
         Stack<
-            Limit,
-            Stack<Rate, Stack<Retry, Stack<Dedup, Stack<Delay, Stack<DeadLetter, Stack<Metrics, Trace>>>>>>,
+            Inbox,
+            Stack<
+                Limit,
+                Stack<
+                    Rate,
+                    Stack<Retry, Stack<Dedup, Stack<Delay, Stack<DeadLetter, Stack<Metrics, Trace>>>>>,
+                >,
+            >,
         >,
     >,
 >;
@@ -114,6 +126,7 @@ impl Pipeline {
             retry: Identity::new(),
             rate_limit: Identity::new(),
             concurrency_limit: Identity::new(),
+            inbox: Identity::new(),
             timeout: Identity::new(),
             catch_panic: CatchPanicLayer::new(),
         }
@@ -129,8 +142,8 @@ impl Default for Pipeline {
 /// One method for each slot: it replaces the slot's type and moves the others over.
 macro_rules! slots {
     ($($(#[$docs:meta])* $slot:ident [$($before:ident)*] [$($after:ident)*] $($other:ident)*;)*) => {
-        impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
-            Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
+        impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch>
+            Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch>
         {
             $(
                 $(#[$docs])*
@@ -144,39 +157,42 @@ macro_rules! slots {
 
 slots! {
     /// Sets the trace layer, [`TraceLayer`](crate::TraceLayer).
-    trace [] [Metrics DeadLetter Delay Dedup Retry Rate Limit Timeout Catch]
-        metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit timeout catch_panic;
+    trace [] [Metrics DeadLetter Delay Dedup Retry Rate Limit Inbox Timeout Catch]
+        metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit inbox timeout catch_panic;
     /// Sets the metrics layer, `MetricsLayer`.
-    metrics [Trace] [DeadLetter Delay Dedup Retry Rate Limit Timeout Catch]
-        trace dead_letter delayed_retry dedup retry rate_limit concurrency_limit timeout catch_panic;
+    metrics [Trace] [DeadLetter Delay Dedup Retry Rate Limit Inbox Timeout Catch]
+        trace dead_letter delayed_retry dedup retry rate_limit concurrency_limit inbox timeout catch_panic;
     /// Sets the dead-letter layer.
-    dead_letter [Trace Metrics] [Delay Dedup Retry Rate Limit Timeout Catch]
-        trace metrics delayed_retry dedup retry rate_limit concurrency_limit timeout catch_panic;
+    dead_letter [Trace Metrics] [Delay Dedup Retry Rate Limit Inbox Timeout Catch]
+        trace metrics delayed_retry dedup retry rate_limit concurrency_limit inbox timeout catch_panic;
     /// Sets the delayed-retry layer, [`DelayedRetryLayer`](crate::DelayedRetryLayer).
-    delayed_retry [Trace Metrics DeadLetter] [Dedup Retry Rate Limit Timeout Catch]
-        trace metrics dead_letter dedup retry rate_limit concurrency_limit timeout catch_panic;
+    delayed_retry [Trace Metrics DeadLetter] [Dedup Retry Rate Limit Inbox Timeout Catch]
+        trace metrics dead_letter dedup retry rate_limit concurrency_limit inbox timeout catch_panic;
     /// Sets the dedup layer.
-    dedup [Trace Metrics DeadLetter Delay] [Retry Rate Limit Timeout Catch]
-        trace metrics dead_letter delayed_retry retry rate_limit concurrency_limit timeout catch_panic;
+    dedup [Trace Metrics DeadLetter Delay] [Retry Rate Limit Inbox Timeout Catch]
+        trace metrics dead_letter delayed_retry retry rate_limit concurrency_limit inbox timeout catch_panic;
     /// Sets the retry layer, [`RetryLayer`](crate::RetryLayer).
-    retry [Trace Metrics DeadLetter Delay Dedup] [Rate Limit Timeout Catch]
-        trace metrics dead_letter delayed_retry dedup rate_limit concurrency_limit timeout catch_panic;
+    retry [Trace Metrics DeadLetter Delay Dedup] [Rate Limit Inbox Timeout Catch]
+        trace metrics dead_letter delayed_retry dedup rate_limit concurrency_limit inbox timeout catch_panic;
     /// Sets the rate limit, `RateLimitLayer`.
-    rate_limit [Trace Metrics DeadLetter Delay Dedup Retry] [Limit Timeout Catch]
-        trace metrics dead_letter delayed_retry dedup retry concurrency_limit timeout catch_panic;
+    rate_limit [Trace Metrics DeadLetter Delay Dedup Retry] [Limit Inbox Timeout Catch]
+        trace metrics dead_letter delayed_retry dedup retry concurrency_limit inbox timeout catch_panic;
     /// Sets the concurrency limit; [`concurrency`](Self::concurrency) is shorter.
-    concurrency_limit [Trace Metrics DeadLetter Delay Dedup Retry Rate] [Timeout Catch]
-        trace metrics dead_letter delayed_retry dedup retry rate_limit timeout catch_panic;
+    concurrency_limit [Trace Metrics DeadLetter Delay Dedup Retry Rate] [Inbox Timeout Catch]
+        trace metrics dead_letter delayed_retry dedup retry rate_limit inbox timeout catch_panic;
+    /// Sets the inbox, a layer that opens a transaction for the handler: `InboxLayer` in the crate `consumer-sql`.
+    inbox [Trace Metrics DeadLetter Delay Dedup Retry Rate Limit] [Timeout Catch]
+        trace metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit timeout catch_panic;
     /// Sets the timeout of one attempt, [`TimeoutLayer`](crate::TimeoutLayer).
-    timeout [Trace Metrics DeadLetter Delay Dedup Retry Rate Limit] [Catch]
-        trace metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit catch_panic;
+    timeout [Trace Metrics DeadLetter Delay Dedup Retry Rate Limit Inbox] [Catch]
+        trace metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit inbox catch_panic;
     /// Replaces the layer that catches panics. Default: [`CatchPanicLayer`].
-    catch_panic [Trace Metrics DeadLetter Delay Dedup Retry Rate Limit Timeout] []
-        trace metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit timeout;
+    catch_panic [Trace Metrics DeadLetter Delay Dedup Retry Rate Limit Inbox Timeout] []
+        trace metrics dead_letter delayed_retry dedup retry rate_limit concurrency_limit inbox timeout;
 }
 
-impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
-    Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>
+impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch>
+    Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch>
 {
     /// At most `max` calls run at once. A call that waits in a backoff or for the rate limit is not running.
     ///
@@ -185,27 +201,29 @@ impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catc
     pub fn concurrency(
         self,
         max: usize,
-    ) -> Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Concurrency, Timeout, Catch> {
+    ) -> Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Concurrency, Inbox, Timeout, Catch>
+    {
         self.concurrency_limit(Concurrency::new(max))
     }
 
     /// Catches no panics: they are left to the runtime, which knows of no retry and no dead letter.
     pub fn without_catch_panic(
         self,
-    ) -> Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Identity> {
+    ) -> Pipeline<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Identity>
+    {
         self.catch_panic(Identity::new())
     }
 
     /// The layers as one, in order.
     pub fn into_layer(
         self,
-    ) -> Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch> {
+    ) -> Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch> {
         let outer = Stack::new(self.metrics, self.trace);
         let outer = Stack::new(self.delayed_retry, Stack::new(self.dead_letter, outer));
         let outer = Stack::new(self.dedup, outer);
         let outer = Stack::new(self.rate_limit, Stack::new(self.retry, outer));
-        let outer = Stack::new(self.timeout, Stack::new(self.concurrency_limit, outer));
-        Stack::new(self.catch_panic, outer)
+        let outer = Stack::new(self.inbox, Stack::new(self.concurrency_limit, outer));
+        Stack::new(self.catch_panic, Stack::new(self.timeout, outer))
     }
 
     /// The stack around `handler`.
@@ -213,9 +231,9 @@ impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catc
     pub fn service<S>(
         self,
         handler: S,
-    ) -> <Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch> as Layer<S>>::Service
+    ) -> <Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch> as Layer<S>>::Service
     where
-        Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catch>: Layer<S>,
+        Stacked<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Inbox, Timeout, Catch>: Layer<S>,
     {
         self.into_layer().layer(handler)
     }
@@ -231,11 +249,12 @@ impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catc
         Retry: Explain,
         Rate: Explain,
         Limit: Explain,
+        Inbox: Explain,
         Timeout: Explain,
         Catch: Explain,
     {
         let mut facts = Facts::default();
-        let slots: [&dyn Explain; 10] = [
+        let slots: [&dyn Explain; 11] = [
             &self.trace,
             &self.metrics,
             &self.dead_letter,
@@ -244,6 +263,7 @@ impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catc
             &self.retry,
             &self.rate_limit,
             &self.concurrency_limit,
+            &self.inbox,
             &self.timeout,
             &self.catch_panic,
         ];
@@ -264,6 +284,7 @@ impl<Trace, Metrics, DeadLetter, Delay, Dedup, Retry, Rate, Limit, Timeout, Catc
         Retry: Explain,
         Rate: Explain,
         Limit: Explain,
+        Inbox: Explain,
         Timeout: Explain,
         Catch: Explain,
     {

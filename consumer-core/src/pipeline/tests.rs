@@ -47,6 +47,7 @@ async fn layers_are_stacked_in_order_whatever_order_they_are_named_in() {
         .catch_panic(noting(&log, "catch-panic"))
         .dedup(noting(&log, "dedup"))
         .concurrency_limit(noting(&log, "concurrency"))
+        .inbox(noting(&log, "inbox"))
         .trace(noting(&log, "trace"))
         .retry(noting(&log, "retry"))
         .dead_letter(noting(&log, "dead-letter"))
@@ -62,6 +63,7 @@ async fn layers_are_stacked_in_order_whatever_order_they_are_named_in() {
         "retry",
         "rate",
         "concurrency",
+        "inbox",
         "timeout",
         "catch-panic",
     ];
@@ -253,4 +255,38 @@ fn what_becomes_of_the_order_in_a_delayed_retry_is_told() {
     let told =
         Pipeline::new().delayed_retry(layer().parking(dedup.parking())).dedup(dedup).explain().to_string();
     assert!(told.contains("the order of keys that wait is not kept"), "{told}");
+}
+
+#[test]
+fn an_inbox_is_explained_and_needs_no_dedup() {
+    let inbox = |retention| InboxFacts {
+        consumer: "billing".into(),
+        key: "the header `message-id`".into(),
+        retention,
+        process_without_key: false,
+        fingerprint: true,
+        batch: None,
+    };
+    let with = |retention| Facts {
+        inbox: Some(inbox(retention)),
+        retry: Some(RetryFacts { max_attempts: 5, horizon: Some(30 * SECOND) }),
+        timeout: Some(10 * SECOND),
+        ..Facts::default()
+    };
+    let explained = Explanation::of(&with(80 * SECOND));
+    let said = explained.guarantees().join("\n");
+    assert!(said.contains("or its effect was known to have happened"), "{said}");
+    assert!(
+        said.contains(
+            "effects inside the transaction happen exactly once per (consumer, key) within the retention"
+        ) && said.contains("calls to other systems are at-least-once"),
+        "{said}"
+    );
+    let missing = explained.missing().join("\n");
+    assert!(!missing.contains("deduplication") && !missing.contains("longest way"), "{missing}");
+    let short = Explanation::of(&with(79 * SECOND)).missing().join("\n");
+    assert!(
+        short.contains("The inbox's retention of 1m 19s is shorter than the longest way back"),
+        "{short}"
+    );
 }

@@ -11,5 +11,5 @@ CREATE TABLE consumer_inbox (
     recorded_at     TIMESTAMPTZ NOT NULL DEFAULT now()
 );
 
--- For the retention.
-CREATE INDEX consumer_inbox_recorded_at ON consumer_inbox (recorded_at);
+-- For the retention, which each consumer has for itself.
+CREATE INDEX consumer_inbox_recorded_at ON consumer_inbox (consumer, recorded_at);

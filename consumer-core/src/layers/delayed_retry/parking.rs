@@ -45,7 +45,7 @@ pub struct Parking {
 
 impl Parking {
     pub(crate) fn new(store: DynStore, consumer: Arc<str>, key: IdempotencyKey, retention: Duration) -> Self {
-        let (fingerprint, outage) = (Fingerprint::Payload, Outage::default());
+        let (fingerprint, outage) = (Fingerprint::payload(), Outage::default());
         Self { store, consumer, key, fingerprint, limit: LIMIT, retention, outage }
     }
 

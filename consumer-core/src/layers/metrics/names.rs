@@ -41,6 +41,8 @@ pub const OVERLAP: &str = "consumer_overlap_total";
 pub const BYPASSED: &str = "consumer_bypassed_total";
 /// Messages processed without an idempotency key.
 pub const KEYLESS: &str = "consumer_keyless_total";
+/// Messages whose handler succeeded without the transaction that the inbox holds for it.
+pub const INBOX_UNUSED: &str = "consumer_inbox_unused_total";
 /// Messages that had to run alone because a process died with them.
 pub const CRASH_SUSPECTS: &str = "consumer_crash_suspects_total";
 /// The time of a store's answers, in seconds.
@@ -64,6 +66,7 @@ pub fn describe() {
     counter(OVERLAP, "completions after the claim was lost: the effect may have happened twice");
     counter(BYPASSED, "messages processed without protection while the store was down");
     counter(KEYLESS, "messages processed without an idempotency key");
+    counter(INBOX_UNUSED, "messages whose handler succeeded without the inbox's transaction");
     counter(CRASH_SUSPECTS, "messages that had to run alone because a process died with them");
     counter(DEAD_LETTER_PUBLISH_FAILURES, "dead-letter publishes that were not confirmed");
     counter(DEAD_LETTER_STUCK, "messages too large to be set aside");

@@ -1,0 +1,96 @@
+//! The transactional inbox: record and effect of a message in one transaction.
+//!
+//! # Why
+//! A dedup store beside the database leaves a gap: the process dies after the effect is committed and before that is
+//! recorded, and the effect happens again. Where the effect is in a database, the record can be in the same transaction.
+//!
+//! # What it guarantees
+//! *Effects inside the transaction happen exactly once per (consumer, key) within the retention; calls to other systems are
+//! at-least-once.*
+//!
+//! - The layer opens a transaction, records (consumer, key) in it first, and hands it to the handler as the argument
+//!   [`Tx`]. When the handler has succeeded it commits, else it rolls back record and effect together: whatever dies when.
+//! - A message whose record is there runs nothing and is a duplicate. One that comes while the first is at work waits for
+//!   what becomes of it: after a commit it is a duplicate, after a rollback it is its turn.
+//! - A known key with another payload is a conflict, and never acknowledged in silence.
+//! - A commit whose answer is lost is a transient failure: the next attempt finds the record, or does not.
+//! - A handler that swallows the error of a statement and succeeds is no success on PostgreSQL, whose COMMIT then rolls
+//!   back without an error: it is a transient failure.
+//!
+//! What it does not guarantee: anything outside of the transaction. A handler that writes by another connection, or calls
+//! another system, does that at least once.
+//!
+//! # How to notice a handler that does not use it
+//! The layer logs a warning at the first message whose handler succeeded without having taken its [`Tx`], and counts each
+//! in the metric `consumer_inbox_unused_total`. A handler that takes it and executes its statements on the pool all the
+//! same is not noticed: give it no pool.
+//!
+//! # Where it goes
+//! Inside the concurrency limit, which bounds the connections that are held, and outside the timeout, which so cannot drop
+//! a commit half way: there [`Pipeline`](consumer_core::Pipeline) puts it. There is one transaction for each attempt. A dedup
+//! layer outside is not needed; what it adds are attempts that are counted over processes, and messages that kill the
+//! process found out.
+//!
+//! While there is no connection to be had, because the server is away or the pool is empty, messages wait and count no
+//! attempt, and the source is paused. A time-out of the handler leaves a statement behind that the server still executes:
+//! PostgreSQL's `statement_timeout` ends it.
+//!
+//! SQLite lets one transaction write at a time: handlers run one after another, in turn. Another process waits for the file
+//! for as long as its `busy_timeout` says.
+//!
+//! # Example
+//! ```
+//! use consumer_core::{Failure, Message, Outcome, handler::{Json, handler}};
+//! use consumer_sql::{InboxLayer, Tables, Tx, migrate};
+//! use serde::Deserialize;
+//! use sqlx::Sqlite;
+//! use tower::{Service, ServiceBuilder, ServiceExt};
+//!
+//! #[derive(Deserialize)]
+//! struct Payment { account: String, amount: i64 }
+//!
+//! async fn book(Json(payment): Json<Payment>, mut tx: Tx<Sqlite>) -> Result<(), Failure> {
+//!     sqlx::query("UPDATE accounts SET balance = balance + ? WHERE name = ?")
+//!         .bind(payment.amount)
+//!         .bind(payment.account)
+//!         .execute(&mut *tx)
+//!         .await?;
+//!     Ok(())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Failure> {
+//! # let folder = tempfile::tempdir()?;
+//! # let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.path().join("bank.db")).create_if_missing(true);
+//! # let pool = sqlx::SqlitePool::connect_with(options).await?;
+//! migrate::<Sqlite>(&mut *pool.acquire().await?, &Tables::new()).await?;
+//! # sqlx::raw_sql("CREATE TABLE accounts (name TEXT, balance INTEGER); INSERT INTO accounts VALUES ('ann', 0)").execute(&pool).await?;
+//! let mut stack = ServiceBuilder::new().layer(InboxLayer::new(pool.clone(), "billing")).service(handler(book));
+//!
+//! let message = Message::builder().id("p-17").payload(r#"{"account":"ann","amount":5}"#).build();
+//! assert_eq!(stack.ready().await?.call(message.clone()).await?, Outcome::Processed);
+//! assert_eq!(stack.ready().await?.call(message).await?, Outcome::Duplicate);
+//! let balance: i64 = sqlx::query_scalar("SELECT balance FROM accounts").fetch_one(&pool).await?;
+//! assert_eq!(balance, 5);
+//! # Ok(())
+//! # }
+//! ```
+
+mod extract;
+mod layer;
+mod meter;
+mod outage;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod retention;
+mod service;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod statements;
+mod transaction;
+
+pub use extract::Tx;
+pub use layer::InboxLayer;
+pub use service::Inbox;
+#[doc(hidden)]
+pub use statements::Statements;

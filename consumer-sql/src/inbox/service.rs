@@ -1,0 +1,286 @@
+//! The inbox at work on one message.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{Arc, Once, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use consumer_core::{
+    BoxError, Failure, Message, Outcome,
+    dedup::{MissingKey, StoreKey},
+};
+use sqlx::Pool;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
+use tower::Service;
+
+use super::{
+    layer::Config,
+    meter::Meter,
+    outage::Outage,
+    retention::Sweeper,
+    statements::{Record, Sql},
+    transaction::{Lent, Open},
+};
+use crate::{Database, SqlError};
+
+const FIRST_PROBE: Duration = Duration::from_millis(50);
+const LONGEST_PROBE: Duration = Duration::from_secs(2);
+/// A record that is neither written nor found was deleted in between.
+const RECORD_TRIES: u32 = 3;
+
+/// The service that [`InboxLayer`](super::InboxLayer) makes.
+///
+/// It is not ready while the database is known to be away, and never polls its inner service for readiness: that is done
+/// within the call.
+pub struct Inbox<S, DB: Database> {
+    inner: S,
+    shared: Arc<Shared<DB>>,
+}
+
+pub(super) struct Shared<DB: Database> {
+    pub(super) pool: Pool<DB>,
+    pub(super) sql: Sql,
+    /// Where only one may write: waiting here is fair, and costs no time-out.
+    pub(super) writer: Option<Arc<Semaphore>>,
+    pub(super) outage: Outage,
+    pub(super) sweeper: Sweeper,
+    pub(super) meter: Meter,
+    pub(super) unused: Once,
+    pub(super) config: Config,
+}
+
+/// How a message begins.
+enum Begun<DB: Database> {
+    /// Its record is written, and not committed.
+    Open(Open<DB>),
+    /// It was there, with this fingerprint.
+    Known(Option<u128>),
+}
+
+impl<S, DB: Database> Inbox<S, DB> {
+    pub(super) fn new(inner: S, shared: Arc<Shared<DB>>) -> Self {
+        Self { inner, shared }
+    }
+}
+
+impl<S, DB> Service<Message> for Inbox<S, DB>
+where
+    S: Service<Message> + Clone + Send + 'static,
+    S::Response: Into<Outcome> + Send,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    DB: Database,
+{
+    type Response = Outcome;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.shared.outage.poll_over(cx).map(Ok)
+    }
+
+    /// # Cancel safety
+    /// Dropped, the future leaves record and effect both or none: nothing is committed unless the commit was sent.
+    fn call(&mut self, message: Message) -> Self::Future {
+        let (shared, inner) = (self.shared.clone(), self.inner.clone());
+        Box::pin(async move {
+            let answer = handle(&shared, inner, message).await;
+            answer.map_err(|failure| failure.with_consumer(shared.config.consumer.clone()))
+        })
+    }
+}
+
+async fn handle<S, DB>(shared: &Arc<Shared<DB>>, mut inner: S, message: Message) -> Result<Outcome, Failure>
+where
+    S: Service<Message, Response: Into<Outcome> + Send, Error: Into<BoxError>, Future: Send> + Send,
+    DB: Database,
+{
+    let record = shared.record_of(&message)?;
+    // Before there is a connection to hold.
+    let ready = message.answered_or_cancelled(poll_fn(|cx| inner.poll_ready(cx))).await;
+    ready.ok_or_else(handed_back)?.map_err(Failure::from_error)?;
+    shared.sweep_if_due();
+    let open = match shared.enter(record.as_ref(), &message).await? {
+        Begun::Open(open) => open,
+        Begun::Known(print) => return known(record.and_then(|record| record.fingerprint), print),
+    };
+    if message.cancellation().is_cancelled() {
+        open.discard();
+        return Err(handed_back());
+    }
+    // Before the call, so that it is dropped after it: then the transaction is back.
+    let lent = Lent::new(open);
+    let answer = inner.call(message.with_extension(lent.slot())).await;
+    let answer = answer.map(Into::into).map_err(Failure::from_error);
+    match (answer, lent.end()) {
+        (Ok(outcome), Some(open)) => {
+            if !lent.was_taken() {
+                shared.unused();
+            }
+            open.commit().await.map_err(Failure::transient)?;
+            Ok(outcome)
+        }
+        (Ok(_), None) => Err(kept()),
+        (Err(failure), open) => {
+            if let Some(open) = open {
+                open.rollback().await;
+            }
+            Err(failure)
+        }
+    }
+}
+
+impl<DB: Database> Shared<DB> {
+    /// What is to be recorded; nothing where there is no key and the policy says to go on without.
+    fn record_of(&self, message: &Message) -> Result<Option<Record>, Failure> {
+        if let Some(defect) = message.defect() {
+            return Err(Failure::undecodable(defect.reason().to_owned()));
+        }
+        let config = &self.config;
+        let Some(key) = config.key.of(message)? else {
+            return match config.missing_key {
+                MissingKey::Process => {
+                    self.meter.keyless();
+                    Ok(None)
+                }
+                MissingKey::Reject => {
+                    let why = format!("no idempotency key: {} is missing or empty", config.key);
+                    Err(Failure::no_key(why))
+                }
+            };
+        };
+        let hash = StoreKey::new(config.consumer.clone(), key.clone()).hash();
+        Ok(Some(Record { hash, key, fingerprint: config.fingerprint.of(message)? }))
+    }
+
+    /// Begins the transaction, however long the database is away.
+    async fn enter(
+        self: &Arc<Self>,
+        record: Option<&Record>,
+        message: &Message,
+    ) -> Result<Begun<DB>, Failure> {
+        loop {
+            let begun = async {
+                poll_fn(|cx| self.outage.poll_over(cx)).await;
+                self.begin(record).await
+            };
+            match message.answered_or_cancelled(begun).await {
+                None => return Err(handed_back()),
+                Some(Ok(begun)) => return Ok(begun),
+                Some(Err(error)) if error.is_unavailable() => self.is_away(error),
+                Some(Err(error)) => return Err(Failure::transient(error)),
+            }
+        }
+    }
+
+    /// One whose record another transaction has written and not committed waits for that.
+    async fn begin(&self, record: Option<&Record>) -> Result<Begun<DB>, SqlError> {
+        let mut open = self.open().await?;
+        let Some(record) = record else { return Ok(Begun::Open(open)) };
+        let failed = |error| SqlError::driver("the inbox cannot record the message", error);
+        for _ in 0..RECORD_TRIES {
+            let written = DB::record(open.connection(), &self.sql, &[record]).await.map_err(failed)?;
+            if !written.is_empty() {
+                return Ok(Begun::Open(open));
+            }
+            let known = DB::known(open.connection(), &self.sql, &[record.hash]).await.map_err(failed)?;
+            if let Some((_, print)) = known.first() {
+                open.discard();
+                return Ok(Begun::Known(*print));
+            }
+        }
+        Err(failed(sqlx::Error::Protocol("its record comes and goes".to_owned())))
+    }
+
+    pub(super) async fn open(&self) -> Result<Open<DB>, SqlError> {
+        let open = async {
+            let turn = self.turn().await;
+            Open::begin(self.pool.acquire().await?, turn).await
+        };
+        open.await.map_err(|error| SqlError::driver("the inbox has no transaction for the message", error))
+    }
+
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        self.writer.clone()?.acquire_owned().await.ok()
+    }
+
+    /// The source is paused, and what is held waits, until there is a transaction to be had.
+    pub(super) fn is_away(self: &Arc<Self>, error: SqlError) {
+        if self.outage.begins() {
+            tracing::error!(%error, source = std::error::Error::source(&error), consumer = %self.config.consumer, "waiting for the database");
+            tokio::spawn(probe(Arc::downgrade(self)));
+        }
+    }
+
+    pub(super) fn unused(&self) {
+        if !self.config.must_be_used {
+            return;
+        }
+        self.meter.unused();
+        self.unused.call_once(|| {
+            tracing::warn!(
+                consumer = %self.config.consumer,
+                "a handler succeeded without its transaction: what it did may happen again; it needs an argument `Tx`"
+            );
+        });
+    }
+}
+
+/// Ends the outage as soon as a transaction can be begun, or the database says why not.
+async fn probe<DB: Database>(shared: Weak<Shared<DB>>) {
+    let mut wait = FIRST_PROBE;
+    loop {
+        sleep(wait).await;
+        let Some(shared) = shared.upgrade() else { return };
+        match shared.open().await {
+            Err(error) if error.is_unavailable() => wait = (wait * 2).min(LONGEST_PROBE),
+            answer => {
+                if let Ok(open) = answer {
+                    open.discard();
+                }
+                tracing::info!(consumer = %shared.config.consumer, "the database answers again");
+                return shared.outage.ends();
+            }
+        }
+    }
+}
+
+/// What becomes of a message whose record is there.
+pub(super) fn known(print: Option<u128>, recorded: Option<u128>) -> Result<Outcome, Failure> {
+    match (print, recorded) {
+        (Some(print), Some(recorded)) if print != recorded => {
+            Err(Failure::conflict("this idempotency key was used for another payload"))
+        }
+        _ => Ok(Outcome::Duplicate),
+    }
+}
+
+pub(super) fn kept() -> Failure {
+    Failure::permanent(
+        "the handler has returned and something it has spawned still has the transaction: nothing is committed",
+    )
+}
+
+pub(super) fn handed_back() -> Failure {
+    Failure::cancelled("shutdown or rebalance")
+}
+
+impl<S: Clone, DB: Database> Clone for Inbox<S, DB> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<S: fmt::Debug, DB: Database> fmt::Debug for Inbox<S, DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}

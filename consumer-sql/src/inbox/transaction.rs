@@ -1,0 +1,185 @@
+//! A transaction on its way: who has it, and how it ends.
+
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{Connection, pool::PoolConnection};
+use sqlx_core::transaction::TransactionManager;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+
+use crate::{Database, SqlError};
+
+/// A rollback waits for a statement that the handler has left behind; after this time its connection is closed.
+const ROLLBACK: Duration = Duration::from_secs(5);
+/// A server that has not answered the commit by then may have done it or not.
+const COMMIT: Duration = Duration::from_secs(30);
+
+/// A connection in a transaction. Dropped, it is rolled back, and the connection is not used again in a state that nobody
+/// knows.
+pub(super) struct Open<DB: Database> {
+    /// None when it has ended.
+    connection: Option<PoolConnection<DB>>,
+    /// Where only one may write, this one's turn.
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl<DB: Database> Open<DB> {
+    pub(super) async fn begin(
+        connection: PoolConnection<DB>,
+        turn: Option<OwnedSemaphorePermit>,
+    ) -> Result<Self, sqlx::Error> {
+        let mut open = Self { connection: Some(connection), _turn: turn };
+        let begin = sqlx::SqlSafeStr::into_sql_str(DB::BEGIN);
+        DB::TransactionManager::begin(open.connection(), Some(begin)).await?;
+        Ok(open)
+    }
+
+    #[expect(clippy::expect_used, reason = "only what consumes the transaction takes the connection")]
+    pub(super) fn get(&self) -> &DB::Connection {
+        self.connection.as_ref().expect("a transaction has its connection until it ends")
+    }
+
+    #[expect(clippy::expect_used, reason = "only what consumes the transaction takes the connection")]
+    pub(super) fn connection(&mut self) -> &mut DB::Connection {
+        self.connection.as_mut().expect("a transaction has its connection until it ends")
+    }
+
+    /// # Errors
+    /// When it is not known to be committed.
+    pub(super) async fn commit(mut self) -> Result<(), SqlError> {
+        let said = timeout(COMMIT, DB::commit(self.connection())).await;
+        let said = said.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));
+        said.map_err(|error| SqlError::driver("the inbox's transaction could not be committed", error))?;
+        self.hand_back();
+        Ok(())
+    }
+
+    /// For one in which a handler has been: it may have left anything behind.
+    pub(super) async fn rollback(mut self) {
+        let rollback = async {
+            while self.get().is_in_transaction() {
+                DB::TransactionManager::rollback(self.connection()).await?;
+            }
+            Ok::<_, sqlx::Error>(())
+        };
+        if let Ok(Ok(())) = timeout(ROLLBACK, rollback).await {
+            self.hand_back();
+        }
+    }
+
+    /// For one in which every statement has been answered: the rollback goes out with whatever is sent next.
+    pub(super) fn discard(mut self) {
+        DB::TransactionManager::start_rollback(self.connection());
+        self.hand_back();
+    }
+
+    fn hand_back(mut self) {
+        // A savepoint that is still open would be the next one's. (SQLite's count of them lags behind, in its thread.)
+        if !self.get().is_in_transaction() || DB::ONE_WRITER {
+            self.connection = None;
+        }
+    }
+}
+
+impl<DB: Database> Drop for Open<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            DB::abandon(connection);
+        }
+    }
+}
+
+/// Where the transaction of a message lies while nobody uses it: the layer and the handler share it.
+pub(super) struct Slot<DB: Database> {
+    state: Mutex<State<DB>>,
+    was_taken: AtomicBool,
+}
+
+enum State<DB: Database> {
+    Here(Open<DB>),
+    Taken,
+    /// The layer is done with the message.
+    Over,
+}
+
+/// Why a transaction could not be taken.
+pub(super) enum NotHere {
+    Taken,
+    Over,
+}
+
+impl<DB: Database> Slot<DB> {
+    fn state(&self) -> MutexGuard<'_, State<DB>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn take(&self) -> Result<Open<DB>, NotHere> {
+        let mut state = self.state();
+        match mem::replace(&mut *state, State::Taken) {
+            State::Here(open) => {
+                self.was_taken.store(true, Ordering::Relaxed);
+                Ok(open)
+            }
+            State::Taken => Err(NotHere::Taken),
+            State::Over => {
+                *state = State::Over;
+                Err(NotHere::Over)
+            }
+        }
+    }
+
+    /// After the end of the message it is rolled back.
+    pub(super) fn put_back(&self, open: Open<DB>) {
+        let mut state = self.state();
+        if matches!(*state, State::Taken) {
+            *state = State::Here(open);
+        } else {
+            drop(state);
+            drop(open);
+        }
+    }
+
+    fn end(&self) -> Option<Open<DB>> {
+        match mem::replace(&mut *self.state(), State::Over) {
+            State::Here(open) => Some(open),
+            State::Taken | State::Over => None,
+        }
+    }
+}
+
+/// The layer's hold of a slot. Dropped, it ends the transaction by rollback, now or when whoever has it lets go.
+pub(super) struct Lent<DB: Database>(Arc<Slot<DB>>);
+
+impl<DB: Database> Lent<DB> {
+    pub(super) fn new(open: Open<DB>) -> Self {
+        Self(Arc::new(Slot { state: Mutex::new(State::Here(open)), was_taken: AtomicBool::new(false) }))
+    }
+
+    /// For the message that goes inwards.
+    pub(super) fn slot(&self) -> Arc<Slot<DB>> {
+        self.0.clone()
+    }
+
+    pub(super) fn was_taken(&self) -> bool {
+        self.0.was_taken.load(Ordering::Relaxed)
+    }
+
+    /// The transaction, unless somebody still has it.
+    pub(super) fn end(&self) -> Option<Open<DB>> {
+        self.0.end()
+    }
+}
+
+impl<DB: Database> Drop for Lent<DB> {
+    fn drop(&mut self) {
+        // Outside of the lock.
+        let open = self.end();
+        drop(open);
+    }
+}
