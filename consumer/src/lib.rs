@@ -57,8 +57,8 @@
 //!   result guarantees
 //! - [`runtime`]: [`Consumer`], its report and its health
 //! - [`memory`]: the broker and the store in memory
-//! - `kafka` (feature `kafka`), `amqp` (feature `amqp`: RabbitMQ), `redis` (feature `redis`), `sql` (feature `sqlite`: a file): the
-//!   real ones
+//! - `kafka` (feature `kafka`), `amqp` (feature `amqp`: RabbitMQ), `redis` (feature `redis`), `sql` (features
+//!   `postgres` and `sqlite`: inbox, outbox, relay, and a store in a file): the real ones
 
 pub use consumer_core::*;
 
@@ -66,7 +66,7 @@ pub use consumer_core::*;
 pub use consumer_amqp as amqp;
 #[cfg(feature = "kafka")]
 pub use consumer_kafka as kafka;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use consumer_sql as sql;
 #[cfg(feature = "redis")]
 pub use dedup_redis as redis;
