@@ -37,80 +37,75 @@
 //! database transaction and a relay publishes what was committed: a transactional outbox, which comes with a later part
 //! of this project. Until then this is what careful services do, and where they stop.
 
+mod balances;
 mod broker;
+mod database;
 mod http;
+mod options;
 mod order;
 mod orders;
+mod serve;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    process::ExitCode,
-    time::Duration,
-};
+use std::process::ExitCode;
 
-use clap::{Parser, builder::NonEmptyStringValueParser};
-use consumer::{BoxError, runtime::signal};
-use tokio::net::TcpListener;
+use clap::Parser;
+use consumer::BoxError;
 use tracing_subscriber::EnvFilter;
 
-use http::Checkout;
-
-/// Takes orders over HTTP and publishes an event for each
-#[derive(Debug, Parser)]
-struct Options {
-    /// Where events go: memory:, kafka://host:port, amqp://user:password@host:port/%2f
-    #[arg(
-        long = "broker",
-        env = "BROKER_URL",
-        hide_env_values = true,
-        value_name = "URL",
-        default_value = "memory:"
-    )]
-    url: String,
-    /// The address to listen on. Anybody who reaches it can place orders: there are no users here
-    #[arg(long, env, value_name = "ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))]
-    listen: SocketAddr,
-    /// The queue, on Kafka the topic; created if it is missing
-    #[arg(long, env, value_name = "NAME", default_value = "orders.placed", value_parser = NonEmptyStringValueParser::new())]
-    queue: String,
-    /// How long the broker may take to confirm an event
-    #[arg(long, env, value_name = "DURATION", default_value = "2s", value_parser = some_duration)]
-    confirm_timeout: Duration,
-}
-
-fn some_duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it must be longer than nothing".to_owned()),
-        read => read.map_err(|error| error.to_string()),
-    }
-}
+use broker::Broker;
+use database::{Place, Shop};
+use options::{Cli, Command};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = Options::parse();
+    let Cli { command, serve } = Cli::parse();
+    let command = command.unwrap_or(Command::Serve(serve));
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let broker = match broker::by_url(&options.url, &options.queue, options.confirm_timeout) {
-        Ok(broker) => broker,
+    let (place, broker) = match by_urls(&command) {
+        Ok(found) => found,
         Err(usage) => {
             eprintln!("error: {usage}");
             return ExitCode::from(2);
         }
     };
-    match serve(broker, options).await {
+    let done = match place {
+        Place::Sqlite(options) => run::<sqlx::Sqlite>(options, broker, command).await,
+        #[cfg(feature = "postgres")]
+        Place::Postgres(options) => run::<sqlx::Postgres>(*options, broker, command).await,
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", consumer::Failure::permanent(error).cause());
             ExitCode::FAILURE
         }
     }
 }
 
-async fn serve(broker: broker::Connecting, options: Options) -> Result<(), BoxError> {
-    let checkout = Checkout::new(broker.await?, options.queue, options.confirm_timeout);
-    let listener = TcpListener::bind(options.listen).await?;
-    println!("http://{}/orders", listener.local_addr()?);
-    // Requests that have begun are answered: each takes a confirm's time at most.
-    axum::serve(listener, http::routes(checkout)).with_graceful_shutdown(signal::terminate()).await?;
-    Ok(())
+type Places = (Place, Option<Box<dyn Broker>>);
+
+fn by_urls(command: &Command) -> Result<Places, BoxError> {
+    let servers = command.servers();
+    let broker = broker::by_url(&servers.broker)?;
+    if broker.is_none() && matches!(command, Command::Balances(_)) {
+        return Err(
+            "`checkout balances` needs a --broker: with memory: the balances are kept by `checkout serve`"
+                .into(),
+        );
+    }
+    Ok((database::by_url(&servers.database)?, broker))
+}
+
+async fn run<DB: Shop>(
+    options: <DB::Connection as sqlx::Connection>::Options,
+    broker: Option<Box<dyn Broker>>,
+    command: Command,
+) -> Result<(), BoxError> {
+    let pool = database::open::<DB>(options, command.servers().database_timeout).await?;
+    match (command, broker) {
+        (Command::Serve(options), broker) => serve::run(pool, broker, options).await,
+        (Command::Balances(options), Some(broker)) => balances::run(pool, &*broker, &options.queue).await,
+        (Command::Balances(_), None) => Err("no broker".into()),
+    }
 }
