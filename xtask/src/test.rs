@@ -41,8 +41,8 @@ pub(crate) enum Step {
     Tests,
 }
 
-/// The examples that can be built with more or fewer brokers and stores, and what to build them with.
-const EXAMPLES: [(&str, &str); 10] = [
+/// The examples that can be built with more or fewer brokers, stores and databases, and what to build them with.
+const EXAMPLES: [(&str, &str); 13] = [
     ("orders", ""),
     ("orders", "sqlite"),
     ("orders", "kafka,redis"),
@@ -50,6 +50,9 @@ const EXAMPLES: [(&str, &str); 10] = [
     ("checkout", ""),
     ("checkout", "kafka"),
     ("checkout", "amqp"),
+    ("checkout", "postgres"),
+    ("checkout", "kafka,postgres"),
+    ("checkout", "amqp,postgres"),
     ("fan-out", ""),
     ("fan-out", "kafka"),
     ("fan-out", "amqp"),

@@ -169,7 +169,7 @@ shop!(
 pub(crate) enum Place {
     Sqlite(SqliteConnectOptions),
     #[cfg(feature = "postgres")]
-    Postgres(Box<PgConnectOptions>),
+    Postgres(PgConnectOptions),
 }
 
 /// # Errors
@@ -186,7 +186,7 @@ pub(crate) fn by_url(url: &str) -> Result<Place, String> {
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => {
             let options = PgConnectOptions::from_str(url).map_err(|_| unreadable())?;
-            Ok(Place::Postgres(Box::new(options)))
+            Ok(Place::Postgres(options))
         }
         #[cfg(not(feature = "postgres"))]
         "postgres" | "postgresql" => {

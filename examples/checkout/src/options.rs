@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 
-/// Takes orders over HTTP and writes an event for each into an outbox
+/// Takes orders over HTTP, writes an event for each into an outbox, and publishes it
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {
@@ -77,7 +77,7 @@ pub(crate) struct Servers {
         default_value = "sqlite:checkout.db"
     )]
     pub(crate) database: String,
-    /// How long the database may take for a request
+    /// How long the database may take to answer
     #[arg(long, env, value_name = "DURATION", default_value = "2s", value_parser = some_duration)]
     pub(crate) database_timeout: Duration,
     /// Where events go: memory: (to the balances, in the same process), kafka://host:port,

@@ -155,3 +155,20 @@ fn passes(code: &str) -> bool {
         _ => ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_and_what_does_not() {
+        // busy, busy by a snapshot, full; admin_shutdown, cannot_connect_now, connection_failure, deadlock, no connection left
+        for code in ["5", "517", "13", "57P01", "57P03", "08006", "40P01", "53300"] {
+            assert!(passes(code), "{code}");
+        }
+        // error, constraint; undefined_table, insufficient_privilege, query_canceled
+        for code in ["1", "2067", "42P01", "42501", "57014"] {
+            assert!(!passes(code), "{code}");
+        }
+    }
+}

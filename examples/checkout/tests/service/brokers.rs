@@ -82,6 +82,8 @@ fn a_broker_that_goes_and_comes_back(broker: &impl Broker) {
 
 #[cfg(feature = "kafka")]
 mod kafka {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use consumer::kafka::KafkaSource;
     use xtask::servers::Kafka;
 
@@ -101,7 +103,10 @@ mod kafka {
         }
 
         fn read(&self, queue: &str) -> BoxSource {
-            Box::new(KafkaSource::builder(self.bootstrap()).group("reader").topic(queue).build().unwrap())
+            // The one before has not left its group, as its broker was killed.
+            static READS: AtomicU32 = AtomicU32::new(0);
+            let group = format!("reader-{}", READS.fetch_add(1, Ordering::Relaxed));
+            Box::new(KafkaSource::builder(self.bootstrap()).group(group).topic(queue).build().unwrap())
         }
     }
 
