@@ -22,9 +22,6 @@ const CONNECTIONS: u32 = 16;
 /// The statements of this program. All that can collide has a unique key: what was there before is told by the database,
 /// whichever process wrote it.
 pub(crate) trait Shop: Database {
-    /// What a transaction that writes begins with.
-    const BEGIN_WRITING: &'static str;
-
     /// Creates what is missing.
     fn create(connection: &mut Self::Connection) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
@@ -72,10 +69,8 @@ pub(crate) trait Shop: Database {
 
 /// Both understand the same SQL; sqlx's traits are too many to say so in one implementation.
 macro_rules! shop {
-    ($database:ty, $begin:literal, $tables:expr) => {
+    ($database:ty, $tables:expr) => {
         impl Shop for $database {
-            const BEGIN_WRITING: &'static str = $begin;
-
             async fn create(connection: &mut Self::Connection) -> Result<(), sqlx::Error> {
                 raw_sql($tables).execute(connection).await.map(drop)
             }
@@ -142,10 +137,8 @@ macro_rules! shop {
     };
 }
 
-// With the lock from the start: a transaction that began as a reader may find that it cannot write.
 shop!(
     Sqlite,
-    "BEGIN IMMEDIATE",
     "BEGIN IMMEDIATE;
      CREATE TABLE IF NOT EXISTS orders (order_id TEXT PRIMARY KEY, email TEXT NOT NULL, total INTEGER NOT NULL) STRICT;
      CREATE TABLE IF NOT EXISTS order_keys (idempotency_key TEXT PRIMARY KEY, order_id TEXT NOT NULL) STRICT;
@@ -157,7 +150,6 @@ shop!(
 #[cfg(feature = "postgres")]
 shop!(
     Postgres,
-    "BEGIN",
     "SELECT pg_advisory_xact_lock(hashtextextended('checkout', 0));
      CREATE TABLE IF NOT EXISTS orders (order_id TEXT PRIMARY KEY, email TEXT NOT NULL, total BIGINT NOT NULL);
      CREATE TABLE IF NOT EXISTS order_keys (idempotency_key TEXT PRIMARY KEY, order_id TEXT NOT NULL);

@@ -44,7 +44,8 @@ impl<DB: Shop> Orders<DB> {
         key: Option<&str>,
         context: &Headers,
     ) -> Result<Placed, DatabaseError> {
-        let mut transaction = self.pool.begin_with(DB::BEGIN_WRITING).await?;
+        // It begins by writing: one that had read before might find, on SQLite, that it cannot write any more.
+        let mut transaction = self.pool.begin().await?;
         let is_known_key = match key {
             Some(key) => !DB::insert_key(&mut transaction, key, &order.order_id).await?,
             None => false,
