@@ -57,8 +57,8 @@
 //!   result guarantees
 //! - [`runtime`]: [`Consumer`], its report and its health
 //! - [`memory`]: the broker and the store in memory
-//! - `kafka` (feature `kafka`), `amqp` (feature `amqp`: RabbitMQ), `redis` (feature `redis`), `sql` (feature `postgres`, and
-//!   feature `sqlite`: a file): the real ones
+//! - `kafka` (feature `kafka`), `amqp` (feature `amqp`: RabbitMQ), `redis` (feature `redis`), `sql` (features `postgres` and
+//!   `sqlite`: inbox, outbox, relay, and a dedup store): the real ones
 
 pub use consumer_core::*;
 

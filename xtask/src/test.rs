@@ -41,8 +41,8 @@ pub(crate) enum Step {
     Tests,
 }
 
-/// The examples that can be built with more or fewer brokers and stores, and what to build them with.
-const EXAMPLES: [(&str, &str); 11] = [
+/// The examples that can be built with more or fewer brokers, stores and databases, and what to build them with.
+const EXAMPLES: [(&str, &str); 14] = [
     ("orders", ""),
     ("orders", "sqlite"),
     ("orders", "postgres"),
@@ -51,6 +51,9 @@ const EXAMPLES: [(&str, &str); 11] = [
     ("checkout", ""),
     ("checkout", "kafka"),
     ("checkout", "amqp"),
+    ("checkout", "postgres"),
+    ("checkout", "kafka,postgres"),
+    ("checkout", "amqp,postgres"),
     ("fan-out", ""),
     ("fan-out", "kafka"),
     ("fan-out", "amqp"),

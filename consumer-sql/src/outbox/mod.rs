@@ -3,7 +3,7 @@
 pub(crate) mod headers;
 pub(crate) mod row;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, future::Future, sync::Arc};
 
 use consumer_core::{Outgoing, message::wire};
 use sqlx::{AssertSqlSafe, Executor};
@@ -83,16 +83,23 @@ impl Outbox {
     ///
     /// # Cancel safety
     /// Dropped, the row is written or not: roll the transaction back.
-    pub async fn publish<'e, E>(&self, executor: E, outgoing: &Outgoing) -> Result<(), SqlError>
+    pub fn publish<'e, E>(
+        &self,
+        executor: E,
+        outgoing: &Outgoing,
+    ) -> impl Future<Output = Result<(), SqlError>> + Send + use<'e, E>
     where
         E: Executor<'e, Database: Database>,
     {
-        let row = new_row(outgoing)?;
+        // No async fn: a future that holds `E` is not known to be `Send`, and so could be awaited in no handler.
         let written = |error| SqlError::driver("the message cannot be written to the outbox", error);
-        let arguments = <E::Database as Database>::outbox_row(row)
-            .map_err(|error| written(sqlx::Error::Encode(error)))?;
-        let insert = sqlx::query_with::<E::Database, _>(AssertSqlSafe(self.insert.to_string()), arguments);
-        insert.execute(executor).await.map(drop).map_err(written)
+        let insert = new_row(outgoing).and_then(|row| {
+            let arguments = <E::Database as Database>::outbox_row(row);
+            let arguments = arguments.map_err(|error| written(sqlx::Error::Encode(error)))?;
+            let statement = AssertSqlSafe(self.insert.to_string());
+            Ok(executor.execute(sqlx::query_with::<E::Database, _>(statement, arguments)))
+        });
+        async move { insert?.await.map(drop).map_err(written) }
     }
 }
 
@@ -142,6 +149,17 @@ mod tests {
     use consumer_core::Message;
 
     use super::*;
+
+    /// It compiles, and that is the test.
+    #[cfg(feature = "sqlite")]
+    #[allow(dead_code)]
+    fn what_publishes_can_be_spawned(pool: sqlx::SqlitePool, outbox: Outbox, outgoing: Outgoing) {
+        tokio::spawn(async move {
+            let mut transaction = pool.begin().await.unwrap();
+            outbox.publish(&mut *transaction, &outgoing).await.unwrap();
+            transaction.commit().await.unwrap();
+        });
+    }
 
     #[test]
     fn what_the_table_cannot_keep_is_refused() {

@@ -1,11 +1,13 @@
 //! What a client may order, and what is wrong with it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 const LONGEST_ID: usize = 64;
 /// RFC 5321, section 4.5.3.1.3, less the brackets.
 const LONGEST_EMAIL: usize = 254;
+/// In cents. Millions of orders of this size fit into a balance of 64 bits.
+const LARGEST_TOTAL: i64 = 1_000_000_000_000;
 
 /// What a client asks for: checked, but without an id yet where it gave none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,15 +15,15 @@ pub(crate) struct Wanted {
     pub(crate) order_id: Option<String>,
     pub(crate) email: String,
     /// In cents.
-    pub(crate) total: u64,
+    pub(crate) total: i64,
 }
 
 /// An order, and the payload of its event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) order_id: String,
     pub(crate) email: String,
-    pub(crate) total: u64,
+    pub(crate) total: i64,
 }
 
 /// One thing that is wrong with a field.
@@ -99,12 +101,12 @@ fn email(fields: &Map<String, Value>) -> Result<String, String> {
     Ok(email.to_owned())
 }
 
-fn total(fields: &Map<String, Value>) -> Result<u64, String> {
+fn total(fields: &Map<String, Value>) -> Result<i64, String> {
     let total = fields.get("total").ok_or("is required")?;
     total
-        .as_u64()
-        .filter(|total| *total > 0)
-        .ok_or_else(|| "is a whole number of cents, at least 1".to_owned())
+        .as_i64()
+        .filter(|total| (1..=LARGEST_TOTAL).contains(total))
+        .ok_or_else(|| format!("is a whole number of cents, 1 to {LARGEST_TOTAL}"))
 }
 
 #[cfg(test)]
@@ -128,7 +130,9 @@ mod tests {
         {
             assert_eq!(wrong(json!({"email": email, "total": 1})), ["email"], "{email}");
         }
-        for total in [json!(0), json!(1.5), json!("1"), json!(null)] {
+        for total in
+            [json!(0), json!(1.5), json!("1"), json!(null), json!(LARGEST_TOTAL + 1), json!(u64::MAX)]
+        {
             assert_eq!(wrong(json!({"email": "a@h", "total": total})), ["total"], "{total}");
         }
         for id in [json!(""), json!(1), json!("ä"), json!("x".repeat(65))] {

@@ -1,11 +1,11 @@
-//! The two routes: an order is placed, and an order is shown.
+//! The routes: an order is placed, an order is shown, a balance is shown.
 
 mod problem;
 #[cfg(test)]
 mod tests;
 mod trace;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     Json, Router,
@@ -14,84 +14,103 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use consumer::{DynPublisher, Message, Outgoing, PublishError, Publisher};
+use serde::Serialize;
 use serde_json::Value;
 
 use self::problem::Problem;
 use crate::{
+    database::Shop,
     order::{Order, Wanted, is_plain},
-    orders::{Begun, Orders},
+    orders::{DatabaseError, Orders, Placed},
 };
 
 const LONGEST_BODY: usize = 16 << 10;
 
 /// What the routes work with.
-#[derive(Debug, Clone)]
-pub(crate) struct Checkout {
-    orders: Orders,
-    publisher: DynPublisher,
-    queue: Arc<str>,
-    confirm: Duration,
+pub(crate) struct Checkout<DB: Shop> {
+    orders: Orders<DB>,
+    patience: Duration,
 }
 
-impl Checkout {
-    pub(crate) fn new(publisher: DynPublisher, queue: impl Into<Arc<str>>, confirm: Duration) -> Self {
-        Self { orders: Orders::default(), publisher, queue: queue.into(), confirm }
+impl<DB: Shop> Checkout<DB> {
+    /// The database may take `patience` for a request.
+    pub(crate) fn new(orders: Orders<DB>, patience: Duration) -> Self {
+        Self { orders, patience }
     }
 
-    /// Publishes and waits for the confirm, but not for ever.
-    async fn publish(&self, order: &Order, caller: &HeaderMap) -> Result<(), PublishError> {
-        let event = Message::builder()
-            .headers(trace::context(caller))
-            .payload(order.to_json())
-            .key(order.order_id.clone())
-            .id(order.message_id())
-            .header("content-type", "application/json")
-            .build();
-        let confirm = self.publisher.publish(Outgoing::new(self.queue.clone(), event));
-        tokio::time::timeout(self.confirm, confirm).await.unwrap_or_else(|_| {
-            Err(PublishError::unavailable(format!("no confirm within {:?}", self.confirm)))
-        })
+    /// A client that goes away, and one that is told to try again, cut no transaction: what has begun goes on.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl Future<Output = Result<T, DatabaseError>> + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        match tokio::time::timeout(self.patience, tokio::spawn(question)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(panicked)) => Err(DatabaseError::broken(panicked)),
+            Err(late) => Err(DatabaseError::unanswered(late)),
+        }
     }
 }
 
-pub(crate) fn routes(checkout: Checkout) -> Router {
+impl<DB: Shop> Clone for Checkout<DB> {
+    fn clone(&self) -> Self {
+        Self { orders: self.orders.clone(), patience: self.patience }
+    }
+}
+
+pub(crate) fn routes<DB: Shop>(checkout: Checkout<DB>) -> Router {
     Router::new()
-        .route("/orders", post(place))
-        .route("/orders/{order_id}", get(show))
+        .route("/orders", post(place::<DB>))
+        .route("/orders/{order_id}", get(show::<DB>))
+        .route("/accounts/{email}", get(account::<DB>))
         .layer(DefaultBodyLimit::max(LONGEST_BODY))
         .with_state(checkout)
 }
 
-async fn show(
-    State(checkout): State<Checkout>,
-    Path(order_id): Path<String>,
-) -> Result<Json<Order>, Problem> {
-    checkout.orders.placed(&order_id).map(Json).ok_or_else(Problem::no_such_order)
+#[derive(Debug, Serialize)]
+struct Account {
+    email: String,
+    balance: i64,
 }
 
-async fn place(State(checkout): State<Checkout>, request: Request) -> Result<Response, Problem> {
+async fn account<DB: Shop>(
+    State(checkout): State<Checkout<DB>>,
+    Path(email): Path<String>,
+) -> Result<Json<Account>, Problem> {
+    let (orders, of) = (checkout.orders.clone(), email.clone());
+    let balance = checkout.ask(async move { orders.balance(&of).await }).await;
+    let balance = balance.map_err(|error| Problem::database(&error))?;
+    balance.map(|balance| Json(Account { email, balance })).ok_or_else(Problem::no_such_account)
+}
+
+async fn show<DB: Shop>(
+    State(checkout): State<Checkout<DB>>,
+    Path(order_id): Path<String>,
+) -> Result<Json<Order>, Problem> {
+    let orders = checkout.orders.clone();
+    let order = checkout.ask(async move { orders.order(&order_id).await }).await;
+    order.map_err(|error| Problem::database(&error))?.map(Json).ok_or_else(Problem::no_such_order)
+}
+
+async fn place<DB: Shop>(
+    State(checkout): State<Checkout<DB>>,
+    request: Request,
+) -> Result<Response, Problem> {
     let headers = request.headers().clone();
     let key = idempotency_key(&headers)?;
     let body = Json::<Value>::from_request(request, &())
         .await
         .map_err(|why: JsonRejection| Problem::unreadable(why.status(), why.body_text()))?;
     let order = Wanted::read(&body).map_err(Problem::invalid)?.order(key);
-    let attempt = match checkout.orders.begin(&order, key) {
-        Begun::Yours(attempt) => attempt,
-        // The answer that the client may have missed.
-        Begun::Placed => return Ok(created(&order)),
-        Begun::Busy => return Err(Problem::busy()),
-        Begun::OtherUnderKey => return Err(Problem::other_under_key()),
-        Begun::OtherUnderId => return Err(Problem::other_under_id()),
-    };
-    if let Err(error) = checkout.publish(&order, &headers).await {
-        let message = order.message_id();
-        tracing::warn!(message, error = &error as &dyn std::error::Error, "the event is not published");
-        return Err(if error.is_transient() { Problem::unavailable(&order) } else { Problem::refused() });
+    let (orders, placing) = (checkout.orders.clone(), order.clone());
+    let (key, context) = (key.map(str::to_owned), trace::context(&headers));
+    let placed = checkout.ask(async move { orders.place(&placing, key.as_deref(), &context).await }).await;
+    match placed {
+        // By an earlier request too: the answer that the client may have missed.
+        Ok(Placed::Yes) => Ok(created(&order)),
+        Ok(Placed::OtherUnderKey) => Err(Problem::other_under_key()),
+        Ok(Placed::OtherUnderId) => Err(Problem::other_under_id()),
+        Err(error) => Err(Problem::database(&error).of(&order)),
     }
-    attempt.placed();
-    Ok(created(&order))
 }
 
 fn created(order: &Order) -> Response {

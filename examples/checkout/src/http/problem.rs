@@ -10,12 +10,13 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::order::{Order, Reason};
+use crate::{
+    order::{Order, Reason},
+    orders::DatabaseError,
+};
 
-/// Seconds. Brokers that are restarted are back after some.
+/// Seconds. Databases that are restarted are back after some.
 const AFTER_OUTAGE: &str = "5";
-/// A confirm takes less.
-const AFTER_BUSY: &str = "1";
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -56,30 +57,30 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "there is another order with this order_id")
     }
 
-    pub(super) fn busy() -> Self {
-        let detail = "the same order is being placed by another request";
-        Self { retry_after: Some(AFTER_BUSY), ..Self::new(StatusCode::CONFLICT, detail) }
-    }
-
-    /// With the id, for a client that gave none and sent no key: its event may be out although no confirm came, so it
-    /// must not be given another one.
-    pub(super) fn unavailable(order: &Order) -> Self {
-        let detail = "the order is not placed: the message broker does not confirm; send the same request again, with \
-                      the same Idempotency-Key or with this order_id, and it will not be placed twice";
-        Self {
-            retry_after: Some(AFTER_OUTAGE),
-            order_id: Some(order.order_id.clone()),
-            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    /// What is wrong is in the log.
+    pub(super) fn database(error: &DatabaseError) -> Self {
+        tracing::error!(error = error as &dyn std::error::Error, "a request is not answered");
+        if error.may_pass() {
+            let detail =
+                "the database does not answer: send the same request again, and it will not be done twice";
+            Self { retry_after: Some(AFTER_OUTAGE), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+        } else {
+            Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the database refuses this request")
         }
     }
 
-    /// Trying again does not help; what is wrong is in the log.
-    pub(super) fn refused() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the order is not placed: its event cannot be published")
+    /// With the id, for a client that gave none and sent no key: its order may be placed although nobody has heard of
+    /// it, so it must not be given another one.
+    pub(super) fn of(self, order: &Order) -> Self {
+        Self { order_id: Some(order.order_id.clone()), ..self }
     }
 
     pub(super) fn no_such_order() -> Self {
         Self::new(StatusCode::NOT_FOUND, "no order with this id was placed")
+    }
+
+    pub(super) fn no_such_account() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "no order of this address has reached its account")
     }
 }
 

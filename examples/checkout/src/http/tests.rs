@@ -1,23 +1,39 @@
-//! The rules of HTTP, against a broker in memory that can be away.
+//! The rules of HTTP, on a database in a file.
 
-use std::future::{Future, pending};
+use std::future::pending;
 
 use axum::{
     body::{Body, to_bytes},
     http::Method,
 };
-use consumer::memory::{MemoryBroker, PublishFault};
+use consumer::{
+    Message,
+    memory::MemoryBroker,
+    sql::{Relay, RelayReport},
+};
 use serde_json::json;
+use sqlx::{AssertSqlSafe, Sqlite, SqlitePool};
 use tower::ServiceExt;
 
 use super::*;
+use crate::{
+    balances,
+    database::{self, Place},
+};
 
 const QUEUE: &str = "orders.placed";
-const CONFIRM: Duration = Duration::from_secs(2);
+/// Against hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One process, as far as the database can tell.
+struct Process {
+    pool: SqlitePool,
+    routes: Router,
+}
 
 struct Shop {
-    broker: MemoryBroker,
-    routes: Router,
+    folder: tempfile::TempDir,
+    process: Process,
 }
 
 struct Answer {
@@ -43,12 +59,14 @@ impl Answer {
     }
 }
 
-impl Shop {
-    fn new() -> Self {
-        let broker = MemoryBroker::new();
-        broker.create_topic(QUEUE, 1);
-        let routes = with(broker.publisher());
-        Self { broker, routes }
+impl Process {
+    async fn start(folder: &tempfile::TempDir, patience: Duration) -> Self {
+        let url = format!("sqlite:{}", folder.path().join("checkout.db").display());
+        #[cfg_attr(not(feature = "postgres"), allow(irrefutable_let_patterns))]
+        let Place::Sqlite(options) = database::by_url(&url).unwrap() else { panic!("it is SQLite") };
+        let pool = database::open::<Sqlite>(options, PATIENCE).await.unwrap();
+        let orders = Orders::new(pool.clone(), [QUEUE.to_owned()]);
+        Self { pool, routes: routes(Checkout::new(orders, patience)) }
     }
 
     async fn post(&self, headers: &[(&str, &str)], body: &Value) -> Answer {
@@ -57,38 +75,59 @@ impl Shop {
         self.send(Method::POST, "/orders", &headers, body.to_string()).await
     }
 
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], String::new()).await
+    }
+
     async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: String) -> Answer {
-        answer(&self.routes, method, path, headers, body).await
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.routes.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = to_bytes(body, usize::MAX).await.unwrap();
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
-    /// Ids and payloads of what was published.
-    fn published(&self) -> Vec<(String, String)> {
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        let records = self.broker.records(QUEUE);
-        records.iter().map(|event| (text(event.id().unwrap()), text(event.payload()))).collect()
+    /// What the relay publishes from now on.
+    async fn published(&self) -> Vec<Message> {
+        let broker = MemoryBroker::new();
+        broker.create_topic(QUEUE, 1);
+        self.relayed(broker.publisher()).await;
+        broker.records(QUEUE)
+    }
+
+    async fn relayed(&self, publisher: impl consumer::Publisher) -> RelayReport {
+        let relay = Relay::new(self.pool.clone(), publisher).max_attempts(1).until_empty();
+        tokio::time::timeout(PATIENCE, relay.run(pending())).await.expect("it is emptied").unwrap()
+    }
+
+    async fn execute(&self, sql: &str) {
+        sqlx::query(AssertSqlSafe(sql)).execute(&self.pool).await.unwrap();
     }
 }
 
-fn with(publisher: impl Publisher) -> Router {
-    routes(Checkout::new(DynPublisher::new(publisher), QUEUE, CONFIRM))
+impl Shop {
+    async fn open() -> Self {
+        Self::with(PATIENCE).await
+    }
+
+    /// The database may take so long.
+    async fn with(patience: Duration) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::start(&folder, patience).await;
+        Self { folder, process }
+    }
 }
 
-async fn answer(
-    routes: &Router,
-    method: Method,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: String,
-) -> Answer {
-    let mut request = Request::builder().method(method).uri(path);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
+impl std::ops::Deref for Shop {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
     }
-    let response = routes.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
-    let (parts, body) = response.into_parts();
-    let bytes = to_bytes(body, usize::MAX).await.unwrap();
-    let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-    Answer { status: parts.status.as_u16(), headers: parts.headers, body }
 }
 
 fn order() -> Value {
@@ -97,7 +136,7 @@ fn order() -> Value {
 
 #[tokio::test]
 async fn an_order_is_placed_and_its_event_published() {
-    let shop = Shop::new();
+    let shop = Shop::open().await;
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let headers =
         [("idempotency-key", "17"), ("traceparent", parent), ("tracestate", "a=1"), ("tracestate", "b=2")];
@@ -105,10 +144,10 @@ async fn an_order_is_placed_and_its_event_published() {
     assert_eq!((created.status, created.header("location")), (201, "/orders/o-17"));
     let expected = json!({"order_id": "o-17", "email": "ann@example.com", "total": 1999});
     assert_eq!(created.body, expected);
-    let shown = shop.send(Method::GET, "/orders/o-17", &[], String::new()).await;
+    let shown = shop.get("/orders/o-17").await;
     assert_eq!((shown.status, shown.body), (200, expected));
 
-    let [event] = &shop.broker.records(QUEUE)[..] else { panic!("one event") };
+    let [event] = &shop.published().await[..] else { panic!("one event") };
     assert_eq!(event.payload(), &br#"{"order_id":"o-17","email":"ann@example.com","total":1999}"#[..]);
     assert_eq!(event.id().unwrap(), "placed-o-17");
     assert_eq!(event.key().unwrap(), "o-17");
@@ -120,7 +159,7 @@ async fn an_order_is_placed_and_its_event_published() {
 
 #[tokio::test]
 async fn what_is_wrong_with_a_request_is_told() {
-    let shop = Shop::new();
+    let shop = Shop::open().await;
     let json = ("content-type", "application/json");
     let send = |headers: Vec<(&'static str, &'static str)>, body: String| {
         let shop = &shop;
@@ -138,24 +177,51 @@ async fn what_is_wrong_with_a_request_is_told() {
         {"field": "email", "reason": "is no mail address"}, {"field": "total", "reason": "is required"}
     ]);
     assert_eq!(invalid.body["errors"], expected);
-    shop.send(Method::GET, "/orders/o-17", &[], String::new()).await.is_problem(404);
-    assert!(shop.published().is_empty());
+    shop.get("/orders/o-17").await.is_problem(404);
+    shop.get("/accounts/ann@example.com").await.is_problem(404);
+    assert!(shop.published().await.is_empty());
 }
 
 #[tokio::test]
 async fn the_same_request_gets_the_same_answer_and_no_second_event() {
-    let shop = Shop::new();
+    let shop = Shop::open().await;
     let first = shop.post(&[("idempotency-key", "17")], &order()).await;
+    assert_eq!(shop.published().await.len(), 1);
     // The quotes are those of the header's syntax.
     let again = shop.post(&[("idempotency-key", "\"17\"")], &order()).await;
-    assert_eq!((again.status, &again.body), (201, &first.body));
-    assert_eq!(again.header("location"), first.header("location"));
-    assert_eq!(shop.published().len(), 1);
+    // After a restart too.
+    let later = Process::start(&shop.folder, PATIENCE).await;
+    for again in [again, later.post(&[("idempotency-key", "17")], &order()).await] {
+        assert_eq!((again.status, &again.body), (201, &first.body));
+        assert_eq!(again.header("location"), first.header("location"));
+    }
+    assert!(shop.published().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_request_at_two_processes_at_once_is_one_order() {
+    let shop = Shop::open().await;
+    let other = Process::start(&shop.folder, PATIENCE).await;
+    for key in ["1", "2", "3", "4", "5"] {
+        let headers = [("idempotency-key", key)];
+        let order = order();
+        let post = |process: &Process| {
+            let routes = process.routes.clone();
+            let process = Process { pool: process.pool.clone(), routes };
+            let order = order.clone();
+            tokio::spawn(async move { process.post(&headers, &order).await.status })
+        };
+        let posts: Vec<_> = [&shop.process, &other, &shop.process, &other].map(post).into();
+        for status in posts {
+            assert_eq!(status.await.unwrap(), 201);
+        }
+    }
+    assert_eq!(shop.published().await.len(), 5);
 }
 
 #[tokio::test]
 async fn a_key_and_an_id_stand_for_one_order() {
-    let shop = Shop::new();
+    let shop = Shop::open().await;
     let mut mine = order();
     mine["order_id"] = json!("mine");
     shop.post(&[("idempotency-key", "17")], &order()).await;
@@ -163,95 +229,97 @@ async fn a_key_and_an_id_stand_for_one_order() {
     let other = json!({"email": "eve@example.com", "total": 1999});
     shop.post(&[("idempotency-key", "17")], &other).await.is_problem(422);
     shop.post(&[("idempotency-key", "17")], &mine).await.is_problem(422);
+    // A key that came with a repetition stands for that order too.
+    assert_eq!(shop.post(&[("idempotency-key", "18")], &mine).await.status, 201);
+    shop.post(&[("idempotency-key", "18")], &order()).await.is_problem(422);
     mine["total"] = json!(1);
     shop.post(&[], &mine).await.is_problem(409);
-    assert_eq!(shop.published().len(), 2);
+    // One that came with a conflict stands for nothing.
+    shop.post(&[("idempotency-key", "19")], &mine).await.is_problem(409);
+    assert_eq!(shop.post(&[("idempotency-key", "19")], &order()).await.status, 201);
+    assert_eq!(shop.published().await.len(), 3);
 }
 
 #[tokio::test]
-async fn without_a_broker_nothing_is_placed_and_the_retry_completes_it() {
-    for fault in [PublishFault::Unavailable, PublishFault::LostConfirm] {
-        let shop = Shop::new();
-        shop.broker.fail_next_publishes(1, fault);
-        let away = shop.post(&[("idempotency-key", "17")], &order()).await;
+async fn without_the_database_nothing_is_placed_and_the_retry_completes_it() {
+    let shop = Shop::with(Duration::from_millis(200)).await;
+    for headers in [&[("idempotency-key", "17")][..], &[]] {
+        let writer = shop.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        let away = shop.post(headers, &order()).await;
         away.is_problem(503);
-        assert_eq!((away.header("retry-after"), &away.body["order_id"]), ("5", &json!("o-17")));
-        shop.send(Method::GET, "/orders/o-17", &[], String::new()).await.is_problem(404);
-
-        let created = shop.post(&[("idempotency-key", "17")], &order()).await;
-        assert_eq!((created.status, created.header("location")), (201, "/orders/o-17"));
-        let published = shop.published();
-        assert_eq!(published.len(), if fault == PublishFault::LostConfirm { 2 } else { 1 });
-        assert!(
-            published.iter().all(|event| *event == published[0] && event.0 == "placed-o-17"),
-            "{published:?}"
-        );
+        assert_eq!(away.header("retry-after"), "5");
+        // By which a client without a key can try again.
+        let mut again = order();
+        again["order_id"] = away.body["order_id"].clone();
+        assert!(again["order_id"].is_string(), "{}", away.body);
+        writer.rollback().await.unwrap();
+        let placed = async {
+            // What was begun may still have the lock.
+            while shop.post(headers, &again).await.status == 503 {}
+            shop.post(headers, &again).await
+        };
+        let placed = tokio::time::timeout(PATIENCE, placed).await.expect("the database is back");
+        assert_eq!((placed.status, &placed.body), (201, &again), "{}", placed.body);
+        assert_eq!(shop.published().await.len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_client_without_a_key_can_retry_by_the_id_it_is_told() {
-    let shop = Shop::new();
-    shop.broker.fail_next_publishes(1, PublishFault::LostConfirm);
-    let away = shop.post(&[], &order()).await;
-    away.is_problem(503);
-    let mut again = order();
-    again["order_id"] = away.body["order_id"].clone();
-    assert_eq!(shop.post(&[], &again).await.status, 201);
-    let published = shop.published();
-    assert_eq!(published[0], published[1]);
-}
-
-#[tokio::test]
 async fn what_trying_again_cannot_repair_is_no_503() {
-    let shop = Shop::new();
-    shop.broker.fail_next_publishes(1, PublishFault::Unroutable);
+    let shop = Shop::open().await;
+    shop.execute("DROP TABLE orders").await;
     let refused = shop.post(&[("idempotency-key", "17")], &order()).await;
     refused.is_problem(500);
     assert_eq!(refused.header("retry-after"), "");
 }
 
 #[tokio::test]
+async fn an_order_whose_event_cannot_be_written_is_not_placed() {
+    let shop = Shop::open().await;
+    shop.execute("ALTER TABLE consumer_outbox RENAME TO away").await;
+    shop.post(&[("idempotency-key", "17")], &order()).await.is_problem(500);
+    shop.get("/orders/o-17").await.is_problem(404);
+    shop.execute("ALTER TABLE away RENAME TO consumer_outbox").await;
+    assert_eq!(shop.post(&[("idempotency-key", "17")], &order()).await.status, 201);
+    assert_eq!(shop.published().await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_malformed_trace_context_goes_no_further() {
-    let shop = Shop::new();
+    let shop = Shop::open().await;
     shop.post(&[("traceparent", "00-1-2-01"), ("tracestate", "a=1")], &order()).await;
-    let [event] = &shop.broker.records(QUEUE)[..] else { panic!("one event") };
+    let [event] = &shop.published().await[..] else { panic!("one event") };
     assert!(!event.headers().contains("traceparent") && !event.headers().contains("tracestate"));
 }
 
-/// A broker that takes messages and never confirms.
-#[derive(Debug, Clone)]
-struct Silent;
-
-impl Publisher for Silent {
-    fn publish(
-        &self,
-        _: Outgoing,
-    ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static + use<> {
-        pending()
+#[tokio::test]
+async fn balances_have_each_event_once() {
+    let shop = Shop::open().await;
+    let balances = balances::in_process(shop.pool.clone());
+    for key in ["1", "2"] {
+        shop.post(&[("idempotency-key", key)], &order()).await;
     }
+    assert_eq!(shop.relayed(balances.clone()).await.published, 2);
+    // As after a crash between the handler's commit and the end of the row.
+    shop.execute(
+        r#"INSERT INTO consumer_outbox (destination, message_id, message_key, headers, payload) VALUES
+           ('orders.placed', 'placed-o-1', x'31', '[]', '{"order_id":"o-1","email":"ann@example.com","total":1999}')"#,
+    )
+    .await;
+    assert_eq!(shop.relayed(balances).await.published, 1);
+    let account = shop.get("/accounts/ann@example.com").await;
+    assert_eq!((account.status, account.body), (200, json!({"email": "ann@example.com", "balance": 3998})));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_broker_that_never_confirms_is_waited_for_only_so_long() {
-    let routes = with(Silent);
-    let headers = [("content-type", "application/json"), ("idempotency-key", "17")];
-    let post = || answer(&routes, Method::POST, "/orders", &headers, order().to_string());
-    let begin = tokio::time::Instant::now();
-    let mut first = Box::pin(post());
-    // Meanwhile the same request from elsewhere is told so.
-    let second = tokio::select! {
-        biased;
-        _ = &mut first => panic!("there is no confirm"),
-        second = post() => second,
-    };
-    second.is_problem(409);
-    assert_eq!(second.header("retry-after"), "1");
-    first.await.is_problem(503);
-    assert_eq!(begin.elapsed(), CONFIRM);
-
-    // A client that goes away leaves its order to the next request.
-    let gone = tokio::time::timeout(CONFIRM / 2, post()).await;
-    assert!(gone.is_err());
-    post().await.is_problem(503);
+#[tokio::test]
+async fn an_event_that_the_handler_cannot_apply_stays_in_the_outbox() {
+    let shop = Shop::open().await;
+    let balances = balances::in_process(shop.pool.clone());
+    shop.post(&[("idempotency-key", "1")], &order()).await;
+    shop.execute("ALTER TABLE accounts RENAME TO away").await;
+    assert_eq!(shop.relayed(balances.clone()).await.quarantined, 1);
+    shop.execute("ALTER TABLE away RENAME TO accounts").await;
+    shop.execute("UPDATE consumer_outbox SET state = 0, attempts = 0").await;
+    assert_eq!(shop.relayed(balances).await.published, 1);
+    assert_eq!(shop.get("/accounts/ann@example.com").await.body["balance"], 1999);
 }
