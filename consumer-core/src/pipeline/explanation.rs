@@ -96,7 +96,7 @@ fn guarantees(facts: &Facts) -> Vec<String> {
         said.extend(dedup_guarantees(dedup));
     }
     if let Some(inbox) = &facts.inbox {
-        said.extend(inbox_guarantees(inbox, facts.dedup.is_some()));
+        said.extend(inbox_guarantees(inbox, facts.dedup.as_ref()));
     }
     if let Some(dead) = &facts.dead_letter {
         let target = &dead.target;
@@ -174,7 +174,7 @@ fn dedup_guarantees(dedup: &DedupFacts) -> Vec<String> {
     said
 }
 
-fn inbox_guarantees(inbox: &InboxFacts, with_dedup: bool) -> Vec<String> {
+fn inbox_guarantees(inbox: &InboxFacts, dedup: Option<&DedupFacts>) -> Vec<String> {
     let mut said = vec![
         format!("Inbox for the consumer `{}` by {}: {INBOX}", inbox.consumer, inbox.key),
         format!("The record of a message is kept for {}.", words(inbox.retention)),
@@ -185,12 +185,12 @@ fn inbox_guarantees(inbox: &InboxFacts, with_dedup: bool) -> Vec<String> {
              others along."
         ));
     }
-    if inbox.fingerprint && !with_dedup {
+    if inbox.fingerprint && dedup.is_none() {
         said.push(
             "A known key with another payload is never acknowledged in silence: it is a conflict.".to_owned(),
         );
     }
-    if !inbox.process_without_key && !with_dedup {
+    if !inbox.process_without_key && dedup.is_none_or(|dedup| dedup.process_without_key) {
         said.push("A message without a key is not processed: it fails for good.".to_owned());
     }
     said
@@ -246,11 +246,13 @@ fn limits(facts: &Facts) -> Vec<String> {
                 );
             }
         }
-        if dedup.process_without_key {
+        // With an inbox inside, what that does with such a message is what counts.
+        if dedup.process_without_key && facts.inbox.is_none() {
             said.push(
                 "Messages without a key are processed without protection, which is counted.".to_owned(),
             );
         }
+        // Looked at first: a payload that it does not tell apart never comes to the inbox.
         if !dedup.fingerprint {
             said.push("A known key with another payload is taken for a duplicate.".to_owned());
         }
@@ -259,11 +261,21 @@ fn limits(facts: &Facts) -> Vec<String> {
         said.push(
             "What a handler does without the inbox's transaction may happen more than once.".to_owned(),
         );
-        if inbox.process_without_key {
+        let dedup = facts.dedup.as_ref();
+        if inbox.process_without_key && dedup.is_none_or(|dedup| dedup.process_without_key) {
             said.push("Messages without a key are processed without a record, which is counted.".to_owned());
         }
-        if !inbox.fingerprint {
-            said.push("A known key with another payload is taken for a duplicate.".to_owned());
+        match dedup {
+            None if !inbox.fingerprint => {
+                said.push("A known key with another payload is taken for a duplicate.".to_owned());
+            }
+            Some(dedup) if !inbox.fingerprint && dedup.fingerprint && dedup.retention < inbox.retention => {
+                let known = words(dedup.retention);
+                said.push(format!(
+                    "After {known} a known key with another payload is taken for a duplicate."
+                ));
+            }
+            _ => {}
         }
     }
     if facts.timeout.is_some() {

@@ -290,3 +290,41 @@ fn an_inbox_is_explained_and_needs_no_dedup() {
         "{short}"
     );
 }
+
+#[test]
+fn a_dedup_layer_and_an_inbox_are_explained_together() {
+    let dedup = |process_without_key, fingerprint| DedupFacts {
+        consumer: "billing".into(),
+        key: "the header `message-id`".into(),
+        retention: 60 * SECOND,
+        lease: 30 * SECOND,
+        bypass_on_outage: false,
+        process_without_key,
+        fingerprint,
+        survives_restart: true,
+    };
+    let inbox = |process_without_key, fingerprint| InboxFacts {
+        consumer: "billing".into(),
+        key: "the header `message-id`".into(),
+        retention: 120 * SECOND,
+        process_without_key,
+        fingerprint,
+        batch: None,
+    };
+    let told = |dedup, inbox| {
+        let facts = Facts { dedup: Some(dedup), inbox: Some(inbox), ..Facts::default() };
+        Explanation::of(&facts).to_string()
+    };
+    // A message without a key: both have to let it through.
+    let rejected = told(dedup(true, true), inbox(false, true));
+    assert!(rejected.contains("A message without a key is not processed"), "{rejected}");
+    assert!(!rejected.contains("Messages without a key are processed"), "{rejected}");
+    let processed = told(dedup(true, true), inbox(true, true));
+    assert!(processed.contains("Messages without a key are processed without a record"), "{processed}");
+    assert!(!processed.contains("is not processed: it fails"), "{processed}");
+    // Another payload: the one that remembers longer decides in the end.
+    let both = told(dedup(false, true), inbox(false, true));
+    assert!(both.contains("it is a conflict") && !both.contains("taken for a duplicate"), "{both}");
+    let later = told(dedup(false, true), inbox(false, false));
+    assert!(later.contains("After 1m a known key with another payload is taken for a duplicate"), "{later}");
+}

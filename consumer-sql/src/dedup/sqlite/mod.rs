@@ -22,7 +22,9 @@ use backend::SqliteBackend;
 /// file; SQLite lets one write at a time, so throughput does not grow with them. A file on a network drive is not safe.
 ///
 /// Expired keys are deleted in small portions as new ones come. The clock is that of the machine when the store was
-/// opened, moved on by the monotonic clock: a clock that is set has no effect on leases until the process starts anew.
+/// opened, moved on by the monotonic clock: a clock that is set has no effect on leases until the process starts anew. **After
+/// the clock was set by more than a lease, or the machine was suspended, restart all processes that share the file together**: to
+/// one that starts then, what the others hold looks expired, and it takes that over.
 ///
 /// While the file cannot be written (the disk is full, another process holds it for longer than
 /// [`busy_timeout`](SqliteStoreBuilder::busy_timeout)), claims fail, what has happened is kept here and recorded as soon as
