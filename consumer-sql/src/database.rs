@@ -100,7 +100,9 @@ impl Database for sqlx::Sqlite {
         arguments(row)
     }
 
-    async fn listen(_: Pool<Self>, _: Tables, _: watch::Sender<u64>, _: watch::Receiver<bool>) {}
+    async fn listen(_: Pool<Self>, _: Tables, _: watch::Sender<u64>, mut stop: watch::Receiver<bool>) {
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
 }
 
 /// In the order of the outbox's one statement.

@@ -27,6 +27,10 @@ impl SqlError {
         Self { kind: Kind::Config, message: message.into(), source: None }
     }
 
+    pub(crate) fn other(message: &str, source: impl Into<BoxError>) -> Self {
+        Self { kind: Kind::Other, message: message.to_owned(), source: Some(source.into()) }
+    }
+
     /// `doing` is what was tried, as in "the outbox cannot be read".
     pub(crate) fn driver(doing: impl fmt::Display, error: sqlx::Error) -> Self {
         let (kind, advice) = advice(&error);
@@ -40,7 +44,13 @@ impl SqlError {
     pub(crate) fn migration(doing: impl fmt::Display, error: sqlx::migrate::MigrateError) -> Self {
         use sqlx::migrate::MigrateError as M;
         let advice = match error {
-            M::Execute(error) | M::ExecuteMigration(error, _) => return Self::driver(doing, error),
+            M::Execute(error) | M::ExecuteMigration(error, _) => {
+                let mut failed = Self::driver(&doing, error);
+                if failed.kind == Kind::Denied {
+                    failed.message = format!("{doing}: {MAY_NOT_CREATE}");
+                }
+                return failed;
+            }
             M::VersionMissing(_) => {
                 "they were made by a later version of this crate, which this one does not know"
             }
@@ -75,6 +85,7 @@ impl SqlError {
 const MIGRATE: &str =
     "its tables are missing or of another version: run `consumer-admin migrate`, or `consumer_sql::migrate`";
 const DENIED: &str = "the user may not do this: it needs SELECT, INSERT, UPDATE and DELETE on these tables";
+const MAY_NOT_CREATE: &str = "the user may not create tables there, or their schema: let their owner run `consumer-admin migrate` once";
 const READ_ONLY: &str = "the database is read only: is it a standby, or a file without write permission?";
 const AWAY: &str = "the server cannot be reached, or is going down";
 

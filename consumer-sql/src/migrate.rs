@@ -1,8 +1,8 @@
 //! The tables, by versioned migrations.
 
 use sqlx::{
-    AssertSqlSafe, SqlSafeStr,
-    migrate::{Migration, MigrationType, Migrator},
+    AssertSqlSafe, Connection, SqlSafeStr,
+    migrate::{Migrate, Migration, MigrationType, Migrator},
 };
 
 use crate::{Database, SqlError, Tables};
@@ -17,8 +17,8 @@ use crate::{Database, SqlError, Tables};
 /// is safe.
 ///
 /// # Cancel safety
-/// Each migration is done wholly or not at all. (SQLite: so are all of them.) Use the connection for nothing else if the
-/// future is dropped: on PostgreSQL it may hold the lock of the migrations.
+/// Each migration is done wholly or not at all. (SQLite: so are all of them.) On PostgreSQL, close the connection if the future
+/// was dropped: it may hold the lock of the migrations.
 pub async fn migrate<DB: Database>(connection: &mut DB::Connection, tables: &Tables) -> Result<(), SqlError> {
     check::<DB>(tables)?;
     let migrations = DB::MIGRATIONS.iter().map(|(version, title, sql)| {
@@ -30,9 +30,35 @@ pub async fn migrate<DB: Database>(connection: &mut DB::Connection, tables: &Tab
     if let Some(schema) = tables.schema() {
         migrator.create_schema(schema.to_owned());
     }
+    let failed = |error| SqlError::migration(format_args!("the tables {tables} cannot be created"), error);
+    // Who only uses the tables may have no right to create any.
+    if is_done::<DB>(connection, &migrator).await {
+        return Ok(());
+    }
+    if DB::ONE_WRITER {
+        // SQLite has no lock for migrations but its own.
+        let begun = connection.begin_with(AssertSqlSafe(DB::BEGIN)).await;
+        let mut transaction = begun.map_err(|error| failed(error.into()))?;
+        migrator.run_direct(None, &mut *transaction, false).await.map_err(failed)?;
+        return sqlx::Transaction::commit(transaction).await.map_err(|error| failed(error.into()));
+    }
     // Its short form, `run`, makes a future that is not known to be `Send`.
-    let run = migrator.run_direct(None, connection, false).await;
-    run.map_err(|error| SqlError::migration(format_args!("the tables {tables} cannot be created"), error))
+    let done = migrator.run_direct(None, connection, false).await;
+    if done.is_err() {
+        // It keeps the lock when it fails, and everybody else out.
+        let _ = connection.unlock().await;
+    }
+    done.map_err(failed)
+}
+
+/// Whether every migration is known to be done, as it is here.
+async fn is_done<DB: Database>(connection: &mut DB::Connection, migrator: &Migrator) -> bool {
+    let Ok(applied) = connection.list_applied_migrations(&migrator.table_name).await else { return false };
+    applied.len() == migrator.iter().count()
+        && migrator
+            .iter()
+            .zip(&applied)
+            .all(|(ours, done)| (ours.version, &ours.checksum) == (done.version, &done.checksum))
 }
 
 /// The text of all migrations with these names, for migrations of one's own: version, title and statements, in the order

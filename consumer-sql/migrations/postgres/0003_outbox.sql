@@ -17,9 +17,9 @@ CREATE TABLE consumer_outbox (
     created_at  TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     -- One relay at a time has a shard.
     shard       SMALLINT    NOT NULL GENERATED ALWAYS AS
-        (CASE WHEN message_key IS NULL THEN id % 32 ELSE get_byte(sha256(message_key), 0) % 32 END) STORED,
+        (CASE WHEN message_key IS NULL THEN ((id % 32) + 32) % 32 ELSE get_byte(sha256(message_key), 0) % 32 END) STORED,
     -- 0 waiting, 1 held behind an earlier one of its key, 2 failed (quarantined where due_at is null), 3 published.
-    state       SMALLINT    NOT NULL DEFAULT 0,
+    state       SMALLINT    NOT NULL DEFAULT 0 CHECK (state BETWEEN 0 AND 3),
     attempts    INTEGER     NOT NULL DEFAULT 0,
     due_at      TIMESTAMPTZ,
     error       TEXT,

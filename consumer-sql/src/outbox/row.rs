@@ -18,20 +18,24 @@ pub struct NewRow {
 #[derive(Debug, Clone)]
 pub struct Row {
     pub(crate) id: i64,
-    pub(crate) message: NewRow,
-    /// Failed ones before.
+    /// Why not, where it cannot be read.
+    pub(crate) message: Result<NewRow, String>,
+    /// Refused ones before.
     pub(crate) attempts: u32,
+    /// It was set aside before, refused or not: others may be held behind it.
+    pub(crate) had_failed: bool,
 }
 
 impl Row {
     #[cfg(test)]
     pub(crate) fn of(id: i64, message: NewRow) -> Self {
-        Self { id, message, attempts: 0 }
+        Self { id, message: Ok(message), attempts: 0, had_failed: false }
     }
 
     /// The message; an error where somebody has written what cannot be read.
     pub(crate) fn outgoing(&self) -> Result<Outgoing, String> {
-        let NewRow { destination, message_id, message_key, headers, payload } = &self.message;
+        let message = self.message.as_ref().map_err(Clone::clone)?;
+        let NewRow { destination, message_id, message_key, headers, payload } = message;
         if destination.is_empty() || message_id.is_empty() {
             return Err("the destination or the message id is empty".to_owned());
         }
@@ -47,7 +51,7 @@ impl Row {
 
     /// What an order is kept within.
     pub(crate) fn lane(&self) -> Option<(&str, &[u8])> {
-        let key = self.message.message_key.as_deref()?;
-        Some((&self.message.destination, key))
+        let message = self.message.as_ref().ok()?;
+        Some((&message.destination, message.message_key.as_deref()?))
     }
 }

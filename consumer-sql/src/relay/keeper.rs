@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{session::Session, worker::Shared};
+use super::{
+    session::Session,
+    worker::{Shared, within},
+};
 use crate::{Database, SqlError};
 
 /// How often the lag is measured: it counts rows.
@@ -39,17 +42,17 @@ async fn round<DB: Database, P>(
     let config = &shared.config;
     let session = match session {
         Some(session) => session,
-        None => session.insert(DB::Session::open(&shared.pool, &config.tables).await?),
+        None => session.insert(within(DB::Session::open(&shared.pool, &config.tables)).await?),
     };
-    if session.retry_due().await? > 0 {
+    while within(session.retry_due()).await? > 0 {
         shared.wake.send_modify(|times| *times += 1);
     }
     if let Some(keep) = config.history {
-        session.forget(keep).await?;
+        while within(session.forget(keep)).await? > 0 {}
     }
     if measured.is_none_or(|at| at.elapsed() >= LAG) {
-        shared.meter.lag(&session.lag().await?);
         *measured = Some(Instant::now());
+        shared.meter.lag(&within(session.lag()).await?);
     }
-    Ok(config.until_empty && !session.has_work().await?)
+    Ok(config.until_empty && !within(session.has_work()).await?)
 }

@@ -14,7 +14,8 @@
 //! - **A row that the broker refuses** is tried again after a wait, and after [`max_attempts`](Relay::max_attempts) it is
 //!   *quarantined* with its error: it stays in the table, later rows of its key are held, everything else goes on.
 //!   `consumer-admin outbox` shows, requeues and purges such rows. A row that cannot be read is quarantined at once.
-//! - **A broker that is away** costs no attempt: rows wait in the table.
+//! - **A broker that is away**, or one of its queues that takes nothing, costs no attempt: a row is set aside for 5 s, then for
+//!   60 s, and those of other destinations come to their turn.
 //!
 //! # What it costs
 //! One message of a key is on its way at a time: a single key moves at the pace of the broker's confirms, many keys at that of
@@ -47,7 +48,7 @@ use crate::{Database, SqlError, Tables};
 pub use meter::names;
 use publish::Policy;
 pub use session::{Lag, Limit, Session};
-use worker::{Counts, Shared, Worker};
+use worker::{Counts, Shared, Worker, within};
 
 /// Publishes what is in an outbox. See the [module](self) for what it guarantees.
 ///
@@ -176,16 +177,26 @@ impl<DB: Database, P: Publisher> Relay<DB, P> {
     /// The database is looked at first. Later it may go away and come back.
     ///
     /// # Errors
-    /// When the database cannot be reached at the start, the tables are missing, or the user may not read and write them.
+    /// When the database cannot be reached at the start, the tables are missing, or the user may not read, update and delete
+    /// there; and when the publisher panics.
     ///
     /// # Cancel safety
     /// Dropping the future is a crash: what was on its way is published again.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<RelayReport, SqlError> {
         let Self { pool, publisher, config } = self;
-        let begun =
-            |error| SqlError::driver(format_args!("the outbox {} cannot be read", config.tables), error);
-        let mut session = DB::Session::open(&pool, &config.tables).await.map_err(begun)?;
-        session.lag().await.map_err(begun)?;
+        tokio::pin!(shutdown);
+        let begin = async {
+            let mut session = within(DB::Session::open(&pool, &config.tables)).await?;
+            within(session.check()).await?;
+            Ok(session)
+        };
+        let begun = tokio::select! {
+            begun = begin => begun,
+            () = &mut shutdown => return Ok(RelayReport::default()),
+        };
+        let refused =
+            |error| SqlError::driver(format_args!("the outbox {} cannot be worked on", config.tables), error);
+        let session = begun.map_err(refused)?;
         let workers = config.workers.min(u16::try_from(DB::Session::MOST).unwrap_or(u16::MAX));
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
@@ -208,13 +219,24 @@ impl<DB: Database, P: Publisher> Relay<DB, P> {
             shared.stop.clone(),
         ));
         let keeper = keeper::run(&shared, session);
+        let mut died = None;
         tokio::select! {
             () = shutdown => {}
             () = keeper => {}
+            // They end by the stop, or by a panic of the publisher.
+            ended = tasks.join_next() => died = ended.and_then(Result::err),
         }
         tracing::info!("the relay is stopping");
         stop.send_replace(true);
-        while tasks.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            died = died.or(ended.err());
+        }
+        if let Some(died) = died {
+            return Err(SqlError::other(
+                "a worker of the relay has panicked: what it had taken is published again",
+                died,
+            ));
+        }
         let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         let Counts { published, failed, quarantined } = &shared.counts;
         Ok(RelayReport {

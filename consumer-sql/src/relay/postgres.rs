@@ -12,7 +12,7 @@ use sqlx::{
 };
 use tokio::sync::watch;
 
-use super::session::{Failed, Lag, Limit, Session, Settled};
+use super::session::{CHECKS, Failed, Lag, Limit, Session, Settled};
 use crate::{
     Tables,
     outbox::row::{NewRow, Row},
@@ -22,6 +22,8 @@ use crate::{
 const SHARDS: u16 = 32;
 /// Rows that are deleted from the history at once.
 const FORGOTTEN: i64 = 1_000;
+/// Rows that are freed at once.
+const FREED: i64 = 5_000;
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Everything here looks rows up by an index, also when the planner believes that the table is as small as it was before a
@@ -32,6 +34,14 @@ const PLANS: [(&str, &str); 4] = [
     ("enable_bitmapscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
+];
+
+/// A relay whose machine is gone must not keep its shards for the two hours that a server waits by default.
+const KEEPALIVE: [(&str, &str); 4] = [
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "30000"),
 ];
 
 /// The key of the lock of shard `$1`: no other table has this one's oid.
@@ -61,7 +71,7 @@ impl PostgresSession {
     ) -> Result<(Vec<Row>, Vec<i64>), sqlx::Error> {
         let sql = self.sql(
             "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
-               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
+               o.error IS NOT NULL AS had_failed, o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
                  AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
              FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
                  (SELECT id, coalesce(octet_length(payload), 0)::bigint AS size FROM consumer_outbox \
@@ -79,13 +89,19 @@ impl PostgresSession {
             if row.try_get("behind")? {
                 behind.push(row.try_get::<i64, _>("id")?);
             } else {
-                free.push(read(&row)?);
+                free.push(Row {
+                    id: row.try_get("id")?,
+                    attempts: u32::try_from(row.try_get::<i32, _>("attempts")?).unwrap_or(0),
+                    had_failed: row.try_get("had_failed")?,
+                    message: message(&row).map_err(|error| error.to_string()),
+                });
             }
         }
         Ok((free, behind))
     }
 
-    /// Marks rows as held. What it was told is still true: nobody else frees rows of a shard that is owned.
+    /// Marks rows as held. What it was told is still true: nobody else frees rows of a shard that is owned, and a session
+    /// that has lost its shard settles nothing any more.
     pub(crate) async fn mark(&mut self, behind: &[i64]) -> Result<(), sqlx::Error> {
         let sql = self.sql("UPDATE consumer_outbox SET state = 1 WHERE id = ANY($1) AND state = 0");
         sqlx::query(sql).bind(behind).execute(&mut self.connection).await.map(drop)
@@ -99,9 +115,16 @@ impl Session for PostgresSession {
 
     async fn open(pool: &Pool<Postgres>, tables: &Tables) -> Result<Self, sqlx::Error> {
         // Of its own: what a session locks must not go back into a pool.
-        let options = (*pool.connect_options()).clone().options(PLANS);
+        let options = (*pool.connect_options()).clone().options(PLANS).options(KEEPALIVE);
         let connection = PgConnection::connect_with(&options).await?;
         Ok(Self { connection, tables: tables.clone() })
+    }
+
+    async fn check(&mut self) -> Result<(), sqlx::Error> {
+        for sql in CHECKS {
+            sqlx::query(self.sql(sql)).execute(&mut self.connection).await?;
+        }
+        Ok(())
     }
 
     async fn own(&mut self, first: u16) -> Result<Option<u16>, sqlx::Error> {
@@ -140,7 +163,7 @@ impl Session for PostgresSession {
             "DELETE FROM consumer_outbox WHERE id = ANY($1)"
         };
         let published = self.sql(published);
-        if settled.failed.is_empty() && settled.released.is_empty() {
+        if settled.failed.is_empty() {
             sqlx::query(published).bind(&settled.published).execute(&mut self.connection).await?;
             return Ok(());
         }
@@ -150,18 +173,25 @@ impl Session for PostgresSession {
              FROM UNNEST($1::bigint[], $2::int[], $3::text[], $4::bigint[]) AS f (id, attempts, error, wait) \
              WHERE o.id = f.id AND o.state = 0",
         );
-        let released = self.sql(
-            "UPDATE consumer_outbox o SET state = 0 FROM UNNEST($1::text[], $2::bytea[]) AS r (destination, message_key) \
-             WHERE o.state = 1 AND o.destination = r.destination AND o.message_key = r.message_key",
-        );
         let mut transaction = self.connection.begin().await?;
         sqlx::query(published).bind(&settled.published).execute(&mut *transaction).await?;
         let (ids, attempts, errors, waits) = columns(&settled.failed);
         let query = sqlx::query(failed).bind(ids).bind(attempts).bind(errors).bind(waits);
         query.execute(&mut *transaction).await?;
-        let (destinations, keys): (Vec<_>, Vec<_>) = settled.released.iter().cloned().unzip();
-        sqlx::query(released).bind(destinations).bind(keys).execute(&mut *transaction).await?;
         transaction.commit().await
+    }
+
+    async fn release(&mut self, settled: &Settled) -> Result<u64, sqlx::Error> {
+        let mut freed = 0;
+        for (destination, key) in &settled.released {
+            let sql = self.sql(
+                "UPDATE consumer_outbox SET state = 0 WHERE id IN (SELECT id FROM consumer_outbox \
+                 WHERE state IN (1, 2) AND state = 1 AND destination = $1 AND message_key = $2 ORDER BY id LIMIT $3)",
+            );
+            let query = sqlx::query(sql).bind(destination).bind(key).bind(FREED);
+            freed += query.execute(&mut self.connection).await?.rows_affected();
+        }
+        Ok(freed)
     }
 
     async fn disown(&mut self, shard: u16) -> Result<(), sqlx::Error> {
@@ -172,9 +202,10 @@ impl Session for PostgresSession {
         // Rows that somebody else works on come the next time: to wait for them could be a deadlock.
         let sql = self.sql(
             "UPDATE consumer_outbox SET state = 0, due_at = NULL WHERE id IN \
-             (SELECT id FROM consumer_outbox WHERE state = 2 AND due_at <= now() FOR UPDATE SKIP LOCKED)",
+             (SELECT id FROM consumer_outbox WHERE state = 2 AND due_at <= now() ORDER BY due_at LIMIT $1 \
+              FOR UPDATE SKIP LOCKED)",
         );
-        Ok(sqlx::query(sql).execute(&mut self.connection).await?.rows_affected())
+        Ok(sqlx::query(sql).bind(FREED).execute(&mut self.connection).await?.rows_affected())
     }
 
     async fn forget(&mut self, after: Duration) -> Result<u64, sqlx::Error> {
@@ -217,17 +248,13 @@ impl Session for PostgresSession {
     }
 }
 
-fn read(row: &PgRow) -> Result<Row, sqlx::Error> {
-    Ok(Row {
-        id: row.try_get("id")?,
-        attempts: u32::try_from(row.try_get::<i32, _>("attempts")?).unwrap_or(0),
-        message: NewRow {
-            destination: row.try_get("destination")?,
-            message_id: row.try_get("message_id")?,
-            message_key: row.try_get("message_key")?,
-            headers: row.try_get("headers")?,
-            payload: row.try_get("payload")?,
-        },
+fn message(row: &PgRow) -> Result<NewRow, sqlx::Error> {
+    Ok(NewRow {
+        destination: row.try_get("destination")?,
+        message_id: row.try_get("message_id")?,
+        message_key: row.try_get("message_key")?,
+        headers: row.try_get("headers")?,
+        payload: row.try_get("payload")?,
     })
 }
 

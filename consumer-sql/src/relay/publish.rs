@@ -8,10 +8,17 @@ use std::{
 
 use consumer_core::{Failure, PublishError, Publisher};
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::sleep;
 
 use super::session::{Failed, Settled};
 use crate::outbox::row::Row;
 
+/// How long a row is set aside whose broker is away, so that those of other destinations come to their turn: at first, and
+/// when that was not enough.
+const AWAY: Duration = Duration::from_secs(5);
+const STILL_AWAY: Duration = Duration::from_secs(60);
+/// A publisher that has not answered by then does not answer.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The longest error text in a row.
 const MOST_ERROR: usize = 4_096;
 
@@ -24,6 +31,11 @@ pub(super) struct Policy {
 }
 
 impl Policy {
+    /// Before a row is tried again whose broker was away.
+    fn short_wait(&self, again: bool) -> Duration {
+        self.longest_wait.min(if again { STILL_AWAY } else { AWAY })
+    }
+
     fn wait(&self, failed: u32) -> Option<Duration> {
         let doubled = self.first_wait.saturating_mul(1 << failed.saturating_sub(1).min(30));
         (failed < self.attempts).then_some(doubled.min(self.longest_wait))
@@ -34,8 +46,8 @@ impl Policy {
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) settled: Settled,
-    /// The broker is away, as it says. Its rows are as they were.
-    pub(super) away: Option<PublishError>,
+    /// What the broker, or one of its queues, says that is away. Those rows are set aside for a moment.
+    pub(super) away: Option<String>,
 }
 
 /// Rows of one destination and key, behind each other: the next is published when the one before is confirmed. With more
@@ -56,18 +68,28 @@ pub(super) async fn publish<P: Publisher>(
         flying.extend(next(publisher, &mut chains, chain, policy, &mut batch));
     }
     tokio::pin!(enough);
+    let patience = sleep(PATIENCE);
+    tokio::pin!(patience);
     loop {
         let done = tokio::select! {
             biased;
             done = flying.next() => done,
             () = &mut enough => return batch,
+            () = &mut patience => {
+                let why = format!("the broker has not answered within {PATIENCE:?}");
+                for row in chains.iter().filter_map(VecDeque::front) {
+                    batch.settled.failed.push(set_aside(row, why.clone(), policy));
+                }
+                batch.away = Some(why);
+                return batch;
+            }
         };
         let Some((chain, result)) = done else { return batch };
         let chain: usize = chain;
         let Some(row) = chains[chain].pop_front() else { continue };
         match result {
             Ok(()) => {
-                if row.attempts > 0
+                if row.had_failed
                     && let Some((destination, key)) = row.lane()
                 {
                     batch.settled.released.push((destination.to_owned(), key.to_owned()));
@@ -75,8 +97,18 @@ pub(super) async fn publish<P: Publisher>(
                 batch.settled.published.push(row.id);
                 flying.extend(next(publisher, &mut chains, chain, policy, &mut batch));
             }
-            Err(error) if error.is_transient() => batch.away = batch.away.or(Some(error)),
-            Err(error) => batch.settled.failed.push(failed(&row, Failure::permanent(error).cause(), policy)),
+            Err(error) => {
+                let is_away = error.is_transient();
+                let why = Failure::permanent(error).cause();
+                // The rest of the chain is held behind it, and taken when it is through.
+                chains[chain].clear();
+                if is_away {
+                    batch.settled.failed.push(set_aside(&row, why.clone(), policy));
+                    batch.away = batch.away.or(Some(why));
+                } else {
+                    batch.settled.failed.push(refused(&row, why, policy));
+                }
+            }
         }
     }
 }
@@ -97,18 +129,28 @@ fn next<P: Publisher>(
         }
         // No later attempt would find another row.
         Err(error) => {
-            batch.settled.failed.push(failed(row, error, Policy { attempts: 0, ..policy }));
+            batch.settled.failed.push(refused(row, error, Policy { attempts: 0, ..policy }));
+            chains[chain].clear();
             None
         }
     }
 }
 
-fn failed(row: &Row, mut error: String, policy: Policy) -> Failed {
+fn refused(row: &Row, error: String, policy: Policy) -> Failed {
     let attempts = row.attempts.saturating_add(1);
+    Failed { id: row.id, attempts, is_refused: true, error: fitting(error), wait: policy.wait(attempts) }
+}
+
+/// No attempt: the same row may be taken when the broker is back.
+fn set_aside(row: &Row, error: String, policy: Policy) -> Failed {
+    let wait = Some(policy.short_wait(row.had_failed));
+    Failed { id: row.id, attempts: row.attempts, is_refused: false, error: fitting(error), wait }
+}
+
+fn fitting(mut error: String) -> String {
     error.truncate(error.floor_char_boundary(MOST_ERROR));
     // PostgreSQL's text has no NUL.
-    let error = error.replace('\0', "\u{fffd}");
-    Failed { id: row.id, attempts, error, wait: policy.wait(attempts) }
+    error.replace('\0', "\u{fffd}")
 }
 
 fn chains(rows: Vec<Row>) -> Vec<Chain> {

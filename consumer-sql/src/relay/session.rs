@@ -20,6 +20,9 @@ pub trait Session: Send + Sized + 'static {
         tables: &Tables,
     ) -> impl Future<Output = Result<Self, sqlx::Error>> + Send;
 
+    /// Tries what it will do later, and changes nothing.
+    fn check(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
     /// Becomes the owner of a shard in which something waits, from `first` on; none where there is nothing, or others own it.
     fn own(&mut self, first: u16) -> impl Future<Output = Result<Option<u16>, sqlx::Error>> + Send;
 
@@ -31,17 +34,20 @@ pub trait Session: Send + Sized + 'static {
         limit: Limit,
     ) -> impl Future<Output = Result<Option<Vec<Row>>, sqlx::Error>> + Send;
 
-    /// Writes what became of rows. Doing it twice is harmless.
+    /// Writes what became of rows of a shard that this session owns.
     fn settle(
         &mut self,
         settled: &Settled,
         keep: bool,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
+    /// Frees a portion of what is held behind rows that are published now; tells how many that were.
+    fn release(&mut self, settled: &Settled) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
+
     /// Gives a shard up.
     fn disown(&mut self, shard: u16) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Lets rows whose wait is over be taken again; tells how many.
+    /// Lets a portion of the rows whose wait is over be taken again; tells how many.
     fn retry_due(&mut self) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
 
     /// Deletes a portion of what was published longer ago than this; tells how many.
@@ -66,16 +72,18 @@ pub struct Limit {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Settled {
     pub(crate) published: Vec<i64>,
-    /// Destination and key of those published that had failed before: what is held behind them is free.
+    /// Destination and key of those published that had been set aside before: what is held behind them is free.
     pub(crate) released: Vec<(String, Vec<u8>)>,
     pub(crate) failed: Vec<Failed>,
 }
 
-/// A row that the broker refuses.
+/// A row that is set aside: refused, or its broker is away.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Failed {
     pub(crate) id: i64,
+    /// Refused ones, this one included if it is one.
     pub(crate) attempts: u32,
+    pub(crate) is_refused: bool,
     pub(crate) error: String,
     /// Until it is tried again; none is for good.
     pub(crate) wait: Option<Duration>,
@@ -100,3 +108,10 @@ impl Settled {
         self.published.is_empty() && self.failed.is_empty()
     }
 }
+
+/// Need the rights that a relay needs, and change nothing.
+pub(super) const CHECKS: [&str; 3] = [
+    "SELECT 1 FROM consumer_outbox WHERE 1 = 0",
+    "UPDATE consumer_outbox SET state = state WHERE 1 = 0",
+    "DELETE FROM consumer_outbox WHERE 1 = 0",
+];

@@ -11,7 +11,7 @@ use std::{
 
 use sqlx::{AssertSqlSafe, Connection, Pool, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
-use super::session::{Lag, Limit, Session, Settled};
+use super::session::{CHECKS, Lag, Limit, Session, Settled};
 use crate::{
     Tables,
     outbox::row::{NewRow, Row},
@@ -19,6 +19,8 @@ use crate::{
 
 /// Rows that are deleted from the history at once.
 const FORGOTTEN: i64 = 1_000;
+/// Rows that are freed at once: others cannot write meanwhile.
+const FREED: i64 = 2_000;
 pub(crate) const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
 
 #[derive(Debug)]
@@ -51,7 +53,7 @@ impl SqliteSession {
     pub(crate) async fn look(&mut self, limit: Limit) -> Result<(Vec<Row>, Vec<i64>), sqlx::Error> {
         let sql = self.sql(
             "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
-               o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
+               o.error IS NOT NULL AS had_failed, o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
                  AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
              FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
                  (SELECT id, coalesce(length(payload), 0) AS size FROM consumer_outbox INDEXED BY consumer_outbox_waiting \
@@ -68,7 +70,12 @@ impl SqliteSession {
             if row.try_get("behind")? {
                 behind.push(row.try_get::<i64, _>("id")?);
             } else {
-                free.push(read(&row)?);
+                free.push(Row {
+                    id: row.try_get("id")?,
+                    attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0),
+                    had_failed: row.try_get("had_failed")?,
+                    message: message(&row).map_err(|error| error.to_string()),
+                });
             }
         }
         Ok((free, behind))
@@ -93,14 +100,27 @@ impl Session for SqliteSession {
     async fn open(pool: &Pool<Sqlite>, tables: &Tables) -> Result<Self, sqlx::Error> {
         let options = pool.connect_options();
         let file = options.get_filename();
-        let is_file = !file.as_os_str().is_empty() && !file.to_string_lossy().contains(":memory:");
-        let lock = is_file.then(|| {
-            let mut path = file.as_os_str().to_owned();
-            path.push(format!(".{}lock", tables.bare("consumer_outbox_")));
-            PathBuf::from(path)
-        });
+        let name = file.to_string_lossy();
+        let is_file =
+            !name.is_empty() && !name.contains(":memory:") && !name.starts_with("file:sqlx-in-memory");
         let connection = SqliteConnection::connect_with(&options).await?;
+        let lock = if is_file {
+            // By whatever path it is reached, and it is there now.
+            let mut path = file.canonicalize()?.into_os_string();
+            path.push(format!(".{}lock", tables.bare("consumer_outbox_")));
+            Some(PathBuf::from(path))
+        } else {
+            None
+        };
         Ok(Self { connection, tables: tables.clone(), lock, owned: None })
+    }
+
+    async fn check(&mut self) -> Result<(), sqlx::Error> {
+        for sql in CHECKS {
+            sqlx::query(self.sql(sql)).execute(&mut self.connection).await?;
+        }
+        // A file that is read only says so when a write begins, and not sooner.
+        self.connection.begin_with("BEGIN IMMEDIATE").await?.rollback().await
     }
 
     async fn own(&mut self, _: u16) -> Result<Option<u16>, sqlx::Error> {
@@ -131,11 +151,6 @@ impl Session for SqliteSession {
             "UPDATE consumer_outbox SET state = 2, attempts = $2, error = $3, due_at = NOW() + $4 \
              WHERE id = $1 AND state = 0",
         );
-        // `state IN (1, 2)` is what the index says, word for word: SQLite does not conclude it from `state = 1`.
-        let released = self.sql(
-            "UPDATE consumer_outbox SET state = 0 \
-             WHERE state IN (1, 2) AND state = 1 AND destination = $1 AND message_key = $2",
-        );
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(published).bind(list(&settled.published)).execute(&mut *transaction).await?;
         for row in &settled.failed {
@@ -143,11 +158,21 @@ impl Session for SqliteSession {
                 sqlx::query(AssertSqlSafe(failed.0.clone())).bind(row.id).bind(i64::from(row.attempts));
             query.bind(&row.error).bind(row.wait.map(millis)).execute(&mut *transaction).await?;
         }
-        for (destination, key) in &settled.released {
-            let query = sqlx::query(AssertSqlSafe(released.0.clone())).bind(destination).bind(key);
-            query.execute(&mut *transaction).await?;
-        }
         transaction.commit().await
+    }
+
+    async fn release(&mut self, settled: &Settled) -> Result<u64, sqlx::Error> {
+        let mut freed = 0;
+        for (destination, key) in &settled.released {
+            // `state IN (1, 2)` is what the index says, word for word: SQLite does not conclude it from `state = 1`.
+            let sql = self.sql(
+                "UPDATE consumer_outbox SET state = 0 WHERE id IN (SELECT id FROM consumer_outbox \
+                 WHERE state IN (1, 2) AND state = 1 AND destination = $1 AND message_key = $2 ORDER BY id LIMIT $3)",
+            );
+            let query = sqlx::query(sql).bind(destination).bind(key).bind(FREED);
+            freed += query.execute(&mut self.connection).await?.rows_affected();
+        }
+        Ok(freed)
     }
 
     async fn disown(&mut self, _: u16) -> Result<(), sqlx::Error> {
@@ -156,9 +181,11 @@ impl Session for SqliteSession {
     }
 
     async fn retry_due(&mut self) -> Result<u64, sqlx::Error> {
-        let sql = self
-            .sql("UPDATE consumer_outbox SET state = 0, due_at = NULL WHERE state = 2 AND due_at <= NOW()");
-        Ok(sqlx::query(sql).execute(&mut self.connection).await?.rows_affected())
+        let sql = self.sql(
+            "UPDATE consumer_outbox SET state = 0, due_at = NULL WHERE id IN \
+             (SELECT id FROM consumer_outbox WHERE state = 2 AND due_at <= NOW() ORDER BY due_at LIMIT $1)",
+        );
+        Ok(sqlx::query(sql).bind(FREED).execute(&mut self.connection).await?.rows_affected())
     }
 
     async fn forget(&mut self, after: Duration) -> Result<u64, sqlx::Error> {
@@ -176,8 +203,9 @@ impl Session for SqliteSession {
                   + (SELECT count(*) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL) AS waiting, \
              (SELECT count(*) FROM consumer_outbox WHERE state IN (1, 2) AND state = 1) AS held, \
              (SELECT count(*) FROM consumer_outbox WHERE state IN (1, 2) AND state = 2 AND due_at IS NULL) AS quarantined, \
-             (SELECT NOW() - min(created_at) FROM consumer_outbox \
-              WHERE id = (SELECT min(id) FROM consumer_outbox WHERE state = 0) OR (state = 2 AND due_at IS NOT NULL)) AS oldest",
+             (SELECT max(age) FROM ( \
+               SELECT NOW() - created_at AS age FROM consumer_outbox WHERE id = (SELECT min(id) FROM consumer_outbox WHERE state = 0) \
+               UNION ALL SELECT NOW() - min(created_at) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL)) AS oldest",
         );
         let row = sqlx::query(sql).fetch_one(&mut self.connection).await?;
         let count = |name| row.try_get::<i64, _>(name).map(|count| u64::try_from(count).unwrap_or(0));
@@ -199,17 +227,14 @@ impl Session for SqliteSession {
     }
 }
 
-fn read(row: &SqliteRow) -> Result<Row, sqlx::Error> {
-    Ok(Row {
-        id: row.try_get("id")?,
-        attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0),
-        message: NewRow {
-            destination: row.try_get("destination")?,
-            message_id: row.try_get("message_id")?,
-            message_key: row.try_get("message_key")?,
-            headers: row.try_get("headers")?,
-            payload: row.try_get("payload")?,
-        },
+/// SQLite keeps what it is given: a text may be a blob, or no UTF-8.
+fn message(row: &SqliteRow) -> Result<NewRow, sqlx::Error> {
+    Ok(NewRow {
+        destination: row.try_get("destination")?,
+        message_id: row.try_get("message_id")?,
+        message_key: row.try_get("message_key")?,
+        headers: row.try_get("headers")?,
+        payload: row.try_get("payload")?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! One worker of a relay: own a shard, publish what is in it, settle, give it up.
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use consumer_core::{PublishError, Publisher};
+use consumer_core::Publisher;
 use sqlx::Pool;
 use tokio::{
     sync::watch,
@@ -25,8 +26,11 @@ use crate::{Database, SqlError};
 
 /// Batches of a shard in a row, while others may wait for it.
 const TURNS: u32 = 16;
+const SILENCE: Duration = Duration::from_secs(30);
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Between two batches of which the broker has taken nothing.
+const AWAY_WAIT: Duration = Duration::from_secs(1);
 
 /// What the workers of a relay share.
 pub(super) struct Shared<DB: Database, P> {
@@ -54,15 +58,13 @@ pub(super) struct Worker<DB: Database, P> {
     wake: watch::Receiver<u64>,
     /// The shard to begin the search with.
     next: u16,
-    /// What was published when the connection was lost.
-    unsettled: Option<Settled>,
     wait: Duration,
 }
 
 impl<DB: Database, P: Publisher> Worker<DB, P> {
     pub(super) fn new(shared: Arc<Shared<DB, P>>, number: u16) -> Self {
         let (stop, wake) = (shared.stop.clone(), shared.wake.subscribe());
-        Self { shared, session: None, stop, wake, next: number * 7, unsettled: None, wait: FIRST_WAIT }
+        Self { shared, session: None, stop, wake, next: number * 7, wait: FIRST_WAIT }
     }
 
     /// Until the stop.
@@ -71,22 +73,10 @@ impl<DB: Database, P: Publisher> Worker<DB, P> {
             if let Err(error) = self.round().await {
                 let error = SqlError::driver("the outbox cannot be worked on", error);
                 let error = consumer_core::Failure::permanent(error).cause();
+                // What was confirmed and not settled is published again: who has the shard now, nobody knows.
                 tracing::warn!(%error, wait = ?self.wait, "the relay has lost its database; trying again");
                 self.session = None;
                 self.rest().await;
-            }
-        }
-        // What is known to be published is not published again for the sake of a second.
-        if let Some(settled) = self.unsettled.take() {
-            let keep = self.shared.config.history.is_some();
-            let last = async { self.session().await?.settle(&settled, keep).await };
-            let last = timeout(LONGEST_WAIT, last).await;
-            if !matches!(last, Ok(Ok(()))) {
-                let rows = settled.published.len();
-                tracing::warn!(
-                    rows,
-                    "what was published last could not be settled: it will be published again"
-                );
             }
         }
     }
@@ -94,17 +84,16 @@ impl<DB: Database, P: Publisher> Worker<DB, P> {
     async fn session(&mut self) -> Result<&mut DB::Session, sqlx::Error> {
         if self.session.is_none() {
             let Shared { pool, config, .. } = &*self.shared;
-            self.session = Some(DB::Session::open(pool, &config.tables).await?);
+            self.session = Some(within(DB::Session::open(pool, &config.tables)).await?);
         }
         self.session.as_mut().ok_or(sqlx::Error::WorkerCrashed)
     }
 
     /// One shard, or the wait for something new.
     async fn round(&mut self) -> Result<(), sqlx::Error> {
-        self.settle_what_is_left().await?;
         self.wake.mark_unchanged();
         let first = self.next;
-        let Some(shard) = self.session().await?.own(first).await? else {
+        let Some(shard) = within(self.session().await?.own(first)).await? else {
             let poll = self.shared.config.poll;
             tokio::select! {
                 _ = self.stop.wait_for(|stop| *stop) => {}
@@ -118,13 +107,13 @@ impl<DB: Database, P: Publisher> Worker<DB, P> {
                 break;
             }
         }
-        self.session().await?.disown(shard).await
+        within(self.session().await?.disown(shard)).await
     }
 
     /// Whether there may be more.
     async fn batch(&mut self, shard: u16) -> Result<bool, sqlx::Error> {
         let limit = self.shared.config.limit;
-        let Some(rows) = self.session().await?.take(shard, limit).await? else { return Ok(false) };
+        let Some(rows) = within(self.session().await?.take(shard, limit)).await? else { return Ok(false) };
         let drain = self.shared.config.drain;
         let mut stop = self.stop.clone();
         let enough = async move {
@@ -135,35 +124,25 @@ impl<DB: Database, P: Publisher> Worker<DB, P> {
         let shared = self.shared.clone();
         let Batch { settled, away } = publish(&shared.publisher, rows, shared.config.policy, enough).await;
         self.count(&settled);
+        let (sent, keep) = (settled.published.len(), shared.config.history.is_some());
         if !settled.is_empty() {
-            self.unsettled = Some(settled);
-            self.settle_what_is_left().await?;
+            let Some(session) = &mut self.session else { return Err(sqlx::Error::WorkerCrashed) };
+            // In the order of the portions: those behind a row are free before it is gone.
+            while within(session.release(&settled)).await? > 0 {}
+            within(session.settle(&settled, keep)).await?;
+        }
+        if sent > 0 || away.is_none() {
+            self.wait = FIRST_WAIT;
         }
         if let Some(error) = away {
-            self.away(error).await;
-            return Ok(false);
+            tracing::warn!(error, wait = ?self.wait, "the broker takes no messages; they wait in the outbox");
+            // Where others are taken, it is one queue that takes none.
+            if sent == 0 {
+                self.wait = self.wait.min(AWAY_WAIT);
+                self.rest().await;
+            }
         }
-        self.wait = FIRST_WAIT;
         Ok(true)
-    }
-
-    async fn settle_what_is_left(&mut self) -> Result<(), sqlx::Error> {
-        let Some(settled) = self.unsettled.take() else { return Ok(()) };
-        let keep = self.shared.config.history.is_some();
-        let done = match self.session().await {
-            Ok(session) => session.settle(&settled, keep).await,
-            Err(error) => Err(error),
-        };
-        if done.is_err() {
-            self.unsettled = Some(settled);
-        }
-        done
-    }
-
-    async fn away(&mut self, error: PublishError) {
-        let error = consumer_core::Failure::permanent(error).cause();
-        tracing::warn!(%error, wait = ?self.wait, "the broker takes no messages; they wait in the outbox");
-        self.rest().await;
     }
 
     async fn rest(&mut self) {
@@ -178,7 +157,8 @@ impl<DB: Database, P: Publisher> Worker<DB, P> {
         let Shared { counts, meter, .. } = &*self.shared;
         let add = |count: &AtomicU64, more: usize| count.fetch_add(more as u64, Ordering::Relaxed);
         add(&counts.published, settled.published.len());
-        add(&counts.failed, settled.failed.len());
+        let failed = settled.failed.iter().filter(|row| row.is_refused).count();
+        add(&counts.failed, failed);
         let quarantined = settled.failed.iter().filter(|row| row.wait.is_none());
         for row in quarantined.clone() {
             tracing::error!(
@@ -190,6 +170,13 @@ impl<DB: Database, P: Publisher> Worker<DB, P> {
         }
         let quarantined = quarantined.count();
         add(&counts.quarantined, quarantined);
-        meter.settled(settled.published.len(), settled.failed.len(), quarantined);
+        meter.settled(settled.published.len(), failed, quarantined);
     }
+}
+
+/// A database that is silent for so long is lost, also where the network says nothing.
+pub(super) async fn within<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let silent =
+        || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer from the database"));
+    timeout(SILENCE, asked).await.unwrap_or_else(|_| Err(silent()))
 }

@@ -15,6 +15,7 @@ on_both!(
     a_row_that_is_refused_for_a_while_is_sent_later_and_before_those_behind_it,
     a_row_that_cannot_be_read_is_quarantined_at_once,
     a_broker_that_is_away_costs_no_attempt,
+    many_rows_behind_a_refused_one_are_freed_in_portions,
 );
 
 fn to(target: &str, id: &str, key: &str) -> Outgoing {
@@ -98,4 +99,28 @@ async fn fm28_the_naive_relay_is_stuck_behind_a_row_that_cannot_be_sent() {
         naive.round(&database).await;
     }
     assert!(published(&broker, "t").is_empty());
+}
+
+async fn many_rows_behind_a_refused_one_are_freed_in_portions<D: TestDatabase>(database: D) {
+    let broker = broker();
+    write(&database, [message("0", "a")]).await;
+    let behind = "INSERT INTO OUTBOX (destination, message_id, message_key, payload) \
+                  WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 5500) \
+                  SELECT 't', n, KEY, KEY FROM c";
+    let key = if database.tables().schema().is_some() { "'a'::bytea" } else { "x'61'" };
+    database.execute(&behind.replace("KEY", key)).await;
+    broker.fail_next_publishes(1, PublishFault::Refused);
+    let report = relayed(&database, &broker).await;
+    assert_eq!((report.published, report.failed), (5_501, 1));
+    assert_eq!(published(&broker, "t")[0], "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fm28_a_text_that_is_none_is_quarantined_on_sqlite_and_the_rest_flows() {
+    let (database, broker) = (crate::database::sqlite().await, broker());
+    let row = "INSERT INTO OUTBOX (destination, message_id, headers) VALUES ('t', '1', CAST(x'ff' AS TEXT))";
+    database.execute(row).await;
+    write(&database, [message("2", "a")]).await;
+    let report = relayed(&database, &broker).await;
+    assert_eq!((report.published, report.quarantined), (1, 1));
 }

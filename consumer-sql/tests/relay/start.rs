@@ -65,3 +65,35 @@ async fn one_relay_at_a_time_has_an_sqlite_file() {
     drop(stop);
     run.await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_sqlite_file_is_one_file_by_whatever_path() {
+    let (database, broker) = (sqlite().await, broker());
+    write(&database, [message("1", "a")]).await;
+    let held = std::fs::File::create(database.folder.path().join("outbox.db.shop_outbox_lock")).unwrap();
+    held.lock().unwrap();
+    let link = database.folder.path().join("link.db");
+    std::os::unix::fs::symlink(database.folder.path().join("outbox.db"), &link).unwrap();
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", link.display())).await.unwrap();
+    let relay = Relay::new(pool, broker.publisher()).tables(database.tables().clone());
+    let run = relay.poll(Duration::from_millis(10)).run(tokio::time::sleep(Duration::from_millis(300)));
+    assert_eq!(run.await.unwrap().published, 0);
+}
+
+/// Else it would publish the same rows at each start, and delete none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_user_who_may_not_delete_is_told_at_the_start() {
+    let (database, broker) = (postgres().await, broker());
+    let (schema, role) = (database.tables().schema().unwrap(), format!("reader_{}", std::process::id()));
+    database.execute(&format!("CREATE ROLE {role} LOGIN")).await;
+    database.execute(&format!("GRANT USAGE ON SCHEMA {schema} TO {role}")).await;
+    database.execute(&format!("GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}")).await;
+    write(&database, [message("1", "a")]).await;
+    let options = (*database.pool().connect_options()).clone().username(&role);
+    let pool = sqlx::PgPool::connect_with(options).await.unwrap();
+    let relay = Relay::new(pool, broker.publisher()).tables(database.tables().clone());
+    let error = relay.run(std::future::pending()).await.unwrap_err();
+    assert!(error.is_denied() && error.to_string().contains("DELETE"), "{error}");
+    assert!(published(&broker, "t").is_empty());
+}
