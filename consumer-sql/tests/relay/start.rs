@@ -93,7 +93,8 @@ async fn a_user_who_may_not_delete_is_told_at_the_start() {
     let options = (*database.pool().connect_options()).clone().username(&role);
     let pool = sqlx::PgPool::connect_with(options).await.unwrap();
     let relay = Relay::new(pool, broker.publisher()).tables(database.tables().clone());
-    let error = relay.run(std::future::pending()).await.unwrap_err();
+    let run = tokio::time::timeout(LIMIT, relay.run(std::future::pending()));
+    let error = run.await.expect("it does not begin").unwrap_err();
     assert!(error.is_denied() && error.to_string().contains("DELETE"), "{error}");
     assert!(published(&broker, "t").is_empty());
 }
