@@ -138,17 +138,17 @@ where
     let answer = inner.call(message.with_extension(seat.lent.slot())).await;
     let answer = answer.map(Into::into).map_err(Failure::from_error);
     let was_taken = seat.lent.was_taken();
-    match (seat.leave(answer.is_ok()), answer) {
-        (_, Err(failure)) => Err(failure),
-        (None, Ok(_)) => Err(kept()),
-        (Some(committed), Ok(outcome)) => {
+    match (seat.leave(matches!(answer, Ok(Outcome::Processed))), answer) {
+        (None, Ok(Outcome::Processed)) => Err(kept()),
+        (Some(committed), Ok(Outcome::Processed)) => {
             if !was_taken {
                 shared.unused();
             }
             let committed = committed.await.map_err(|_| gone())?;
             committed.map_err(|error| Failure::transient(BatchFailed(error)))?;
-            Ok(outcome)
+            Ok(Outcome::Processed)
         }
+        (_, answer) => answer,
     }
 }
 
@@ -336,7 +336,7 @@ impl<'a, DB: Database> Batch<'a, DB> {
         while let Some(entry) = entries.pop_front() {
             let hash = entry.hash();
             let (back, came_back) = channel();
-            let seat = Seat { lent: Lent::new(open), back: Some(back) };
+            let seat = Seat { lent: Lent::new(open, hash), back: Some(back) };
             // A message that is gone gives it back as well, by dropping it.
             let _ = entry.turn.send(Turn::Come(seat));
             let Back { open: still, committed } = came_back.await.map_err(|_| lost())?;

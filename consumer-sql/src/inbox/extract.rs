@@ -41,8 +41,8 @@ impl<DB: Database> Tx<DB> {
     /// ```
     ///
     /// # Errors
-    /// Permanently, when it is taken already, when the message is done with, and when there is no inbox of this database
-    /// around the handler.
+    /// Permanently, when it is taken already, when the message is done with, when an earlier attempt has had it (the retry
+    /// layer is inside the inbox), and when there is no inbox of this database around the handler.
     pub fn take(message: &Message) -> Result<Self, Failure> {
         let Some(slot) = message.extension::<Arc<Slot<DB>>>() else {
             return Err(Failure::permanent(format!(
@@ -51,13 +51,17 @@ impl<DB: Database> Tx<DB> {
                 DB::NAME
             )));
         };
-        match slot.take() {
+        match slot.take(message.attempt()) {
             Ok(open) => Ok(Self { open: Some(open), slot: slot.clone() }),
             Err(NotHere::Taken) => Err(Failure::permanent(
                 "the inbox's transaction is taken already: a handler has one `Tx`, and hands it on by reference",
             )),
             Err(NotHere::Over) => Err(Failure::permanent(
                 "the inbox's transaction is over: the layer is done with this message",
+            )),
+            Err(NotHere::Retried) => Err(Failure::permanent(
+                "the inbox's transaction holds what an earlier attempt has done: the retry layer goes outside the inbox, \
+                 for a transaction to each attempt",
             )),
         }
     }

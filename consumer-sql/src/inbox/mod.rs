@@ -27,8 +27,11 @@
 //!
 //! # Where it goes
 //! Inside the concurrency limit, which bounds the connections that are held, and outside the timeout, which so cannot drop
-//! a commit half way: there [`Pipeline`](consumer_core::Pipeline) puts it. There is one transaction for each attempt. A dedup
-//! layer outside is not needed; what it adds are attempts that are counted over processes, and messages that kill the
+//! a commit half way: there [`Pipeline`](consumer_core::Pipeline) puts it. There is one transaction for each attempt, so the
+//! retry layer is outside: a later attempt inside the same transaction is refused. Of outcomes only
+//! [`Processed`](consumer_core::Outcome::Processed) is committed: with any other a layer inside has settled what its handler
+//! did not do, such as a dead letter layer, and the transaction is rolled back with the record, so that a redriven copy runs.
+//! A dedup layer outside is not needed; what it adds are attempts that are counted over processes, and messages that kill the
 //! process found out.
 //!
 //! While there is no connection to be had, because the server is away or the pool is empty, messages wait and count no

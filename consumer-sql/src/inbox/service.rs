@@ -27,7 +27,7 @@ use super::{
     outage::Outage,
     retention::Sweeper,
     statements::{Record, Sql},
-    transaction::{Lent, Open},
+    transaction::{Lent, Open, Slot},
 };
 use crate::{Database, SqlError};
 
@@ -106,6 +106,10 @@ where
     DB: Database,
 {
     let record = shared.record_of(&message)?;
+    let outer = message.extension::<Arc<Slot<DB>>>();
+    if outer.is_some_and(|slot| record.as_ref().is_some_and(|record| slot.is_open_for(record.hash))) {
+        return Err(within_itself());
+    }
     // Before there is a connection to hold.
     let ready = message.answered_or_cancelled(poll_fn(|cx| inner.poll_ready(cx))).await;
     ready.ok_or_else(handed_back)?.map_err(Failure::from_error)?;
@@ -116,30 +120,31 @@ where
     let (open, found) = shared.enter(record.as_ref(), &message).await?;
     if let Some((_, recorded)) = found.first() {
         open.discard();
-        return known(record.and_then(|record| record.fingerprint), *recorded);
+        return known(record.as_ref().and_then(|record| record.fingerprint), *recorded);
     }
     if message.cancellation().is_cancelled() {
         open.discard();
         return Err(handed_back());
     }
     // Before the call, so that it is dropped after it: then the transaction is back.
-    let lent = Lent::new(open);
+    let lent = Lent::new(open, record.as_ref().map(|record| record.hash));
     let answer = inner.call(message.with_extension(lent.slot())).await;
     let answer = answer.map(Into::into).map_err(Failure::from_error);
     match (answer, lent.end()) {
-        (Ok(outcome), Some(open)) => {
+        (Ok(Outcome::Processed), Some(open)) => {
             if !lent.was_taken() {
                 shared.unused();
             }
             open.commit().await.map_err(Failure::transient)?;
-            Ok(outcome)
+            Ok(Outcome::Processed)
         }
-        (Ok(_), None) => Err(kept()),
-        (Err(failure), open) => {
+        (Ok(Outcome::Processed), None) => Err(kept()),
+        // With any other outcome a layer inside has settled what its handler did not do.
+        (answer, open) => {
             if let Some(open) = open {
                 open.rollback().await;
             }
-            Err(failure)
+            answer
         }
     }
 }
@@ -278,6 +283,13 @@ pub(super) fn known(print: Option<u128>, recorded: Option<u128>) -> Result<Outco
 pub(super) fn kept() -> Failure {
     Failure::permanent(
         "the handler has returned and something it has spawned still has the transaction: nothing is committed",
+    )
+}
+
+fn within_itself() -> Failure {
+    Failure::permanent(
+        "two inbox layers around the handler record the same key for the same consumer: the inner one would wait for \
+         the outer one for ever; leave one out, or give each a consumer name of its own",
     )
 }
 
