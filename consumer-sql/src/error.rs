@@ -51,6 +51,21 @@ impl SqlError {
         Self { kind: Kind::Schema, message: format!("{doing}: {advice}"), source: Some(error.into()) }
     }
 
+    fn database(&self) -> Option<&dyn sqlx::error::DatabaseError> {
+        self.source.as_ref()?.downcast_ref::<sqlx::Error>()?.as_database_error()
+    }
+
+    /// Whether there is no transaction any more, or another one, where the caller's should be.
+    pub(crate) fn is_transaction_gone(&self) -> bool {
+        self.database().is_some_and(|error| match error.code().as_deref() {
+            Some("25P01" | "3B001") => true,
+            Some("1") => ["no such savepoint", "no transaction is active"]
+                .iter()
+                .any(|gone| error.message().contains(gone)),
+            _ => false,
+        })
+    }
+
     /// Whether it was found without asking the database: trying again cannot help.
     pub fn is_config(&self) -> bool {
         self.kind == Kind::Config
@@ -123,7 +138,9 @@ fn postgres(code: &str) -> (Kind, Option<&'static str>) {
 /// By result code; extended ones have the primary one in their low byte (sqlite.org/rescode.html).
 fn sqlite(code: &str, message: &str) -> (Kind, Option<&'static str>) {
     match code.parse::<u32>().unwrap_or_default() & 0xff {
-        1 if message.contains("no such") => (Kind::Schema, Some(MIGRATE)),
+        1 if ["no such table", "no such column"].iter().any(|missing| message.contains(missing)) => {
+            (Kind::Schema, Some(MIGRATE))
+        }
         3 | 8 | 23 => (Kind::Denied, Some(READ_ONLY)),
         5 | 6 => (Kind::Unavailable, Some("another process has the file for too long")),
         13 => (Kind::Unavailable, Some("the disk is full")),

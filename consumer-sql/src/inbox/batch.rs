@@ -16,12 +16,12 @@ use consumer_core::{BoxError, Failure, Message, Outcome};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 use tokio::{
     sync::oneshot::{Receiver, Sender, channel},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tower::Service;
 
 use super::{
-    service::{Shared, handed_back, kept, known},
+    service::{FIRST_PAUSE, LONGEST_PAUSE, Shared, handed_back, kept, known},
     statements::Record,
     transaction::{Lent, Open},
 };
@@ -260,10 +260,44 @@ impl<DB: Database> Shared<DB> {
                 Ok(())
             }
             Ok(open) => open.commit().await,
-            Err(error) => Err(error),
+            Err(error) => {
+                if error.is_transaction_gone() {
+                    self.take_back(&entries).await;
+                }
+                Err(error)
+            }
         };
         batch.answer(ended);
         entries.into()
+    }
+
+    /// A handler has ended the transaction by itself, perhaps by COMMIT, and with it went the records of those whose turn
+    /// was still to come: they would be duplicates of what has never happened.
+    async fn take_back(self: &Arc<Self>, entries: &VecDeque<Entry<DB>>) {
+        tracing::error!(
+            consumer = %self.config.consumer,
+            left = entries.len(),
+            "a handler has ended the inbox's transaction by itself: it must say neither COMMIT nor ROLLBACK, which are \
+             the layer's, and its message may now take effect twice or in part"
+        );
+        let forget: Vec<String> =
+            entries.iter().filter_map(Entry::hash).map(|hash| self.sql.forget::<DB>(hash)).collect();
+        if forget.is_empty() {
+            return;
+        }
+        let forget = AssertSqlSafe(forget.join("; ")).into_sql_str();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            std::future::poll_fn(|cx| self.outage.poll_over(cx)).await;
+            let done = async {
+                let _turn = self.turn().await;
+                DB::run(&mut *self.pool.acquire().await?, forget.clone()).await
+            };
+            let Err(error) = done.await.map_err(failed) else { return };
+            tracing::warn!(%error, source = error.source(), consumer = %self.config.consumer, "records are still to be taken back");
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     /// Begins the transaction with all records, answers what was there, and gives back whose turn it is.
@@ -314,11 +348,13 @@ struct Batch<'a, DB: Database> {
     /// Not for a single message, which is undone with its transaction.
     has_savepoints: bool,
     committing: Vec<(Option<u128>, Committed)>,
+    /// The message that has the transaction, or has lost it.
+    culprit: Option<u128>,
 }
 
 impl<'a, DB: Database> Batch<'a, DB> {
     fn new(shared: &'a Shared<DB>, entries: &[Entry<DB>]) -> Self {
-        Self { shared, has_savepoints: entries.len() > 1, committing: Vec::new() }
+        Self { shared, has_savepoints: entries.len() > 1, committing: Vec::new(), culprit: None }
     }
 
     /// Lends the transaction to one message after another.
@@ -335,6 +371,7 @@ impl<'a, DB: Database> Batch<'a, DB> {
         }
         while let Some(entry) = entries.pop_front() {
             let hash = entry.hash();
+            self.culprit = hash;
             let (back, came_back) = channel();
             let seat = Seat { lent: Lent::new(open, hash), back: Some(back) };
             // A message that is gone gives it back as well, by dropping it.
@@ -361,6 +398,7 @@ impl<'a, DB: Database> Batch<'a, DB> {
                 }
             }
         }
+        self.culprit = None;
         Ok(open)
     }
 
@@ -383,17 +421,16 @@ impl<'a, DB: Database> Batch<'a, DB> {
 
     fn answer(self, ended: Result<(), SqlError>) {
         let ended = ended.map_err(Arc::new);
-        if let (Err(error), Some(batches)) = (&ended, &self.shared.batches)
-            && !error.is_unavailable()
-            && self.has_savepoints
-        {
-            // One of them is the cause: next time it takes nobody along.
+        if let (Err(error), Some(batches)) = (&ended, &self.shared.batches) {
+            // Where it is not known who is the cause, it is one of these: next time it takes nobody along.
+            let suspects =
+                if error.is_unavailable() || !self.has_savepoints { &[][..] } else { &self.committing };
             let mut queue = batches.queue();
             if queue.alone.len() >= ALONE {
                 // Of those nobody has come again.
                 queue.alone.clear();
             }
-            queue.alone.extend(self.committing.iter().filter_map(|(hash, _)| *hash));
+            queue.alone.extend(suspects.iter().filter_map(|(hash, _)| *hash).chain(self.culprit));
         }
         for (_, committed) in self.committing {
             // Whoever dropped its future does not want to know.

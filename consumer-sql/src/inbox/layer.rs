@@ -121,7 +121,8 @@ impl<DB: Database> InboxLayer<DB> {
     /// Lets up to `max` messages share a transaction: what has come while the one before was at work goes into the next.
     /// A commit is what a transaction costs most, and it is then paid once.
     ///
-    /// Each message has its own outcome: one that fails is undone by a savepoint and takes none of the others along. Their
+    /// Each message has its own outcome: one that fails is undone by a savepoint and takes none of the others along, unless
+    /// the transaction itself is lost: then those before it fail transiently, and it is alone next time. Their
     /// handlers run one after another, so one that hangs holds up the batch: bound it by a timeout layer inside. If the
     /// commit fails, all of them fail transiently. A concurrency limit outside must let in as many messages as a batch is to
     /// have. On PostgreSQL more than 64 savepoints with writes in a transaction slow other readers down.
@@ -160,8 +161,7 @@ impl<DB: Database> InboxLayer<DB> {
     pub async fn check(&self) -> Result<(), SqlError> {
         let failed = |error| SqlError::driver("the inbox cannot be used", error);
         let sql = Sql::new::<DB>(&self.config.tables, &self.config.consumer);
-        let connection = self.pool.acquire().await.map_err(failed)?;
-        let mut open = Open::begin(connection, None).await.map_err(failed)?;
+        let mut open = Open::begin(&self.pool, None).await.map_err(failed)?;
         // One that no other process waits for.
         let hash =
             consumer_core::dedup::fingerprint(format!("{:?}", std::time::SystemTime::now()).as_bytes());

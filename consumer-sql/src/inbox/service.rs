@@ -31,8 +31,8 @@ use super::{
 };
 use crate::{Database, SqlError};
 
-const FIRST_PROBE: Duration = Duration::from_millis(50);
-const LONGEST_PROBE: Duration = Duration::from_secs(2);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A record that is neither written nor found was deleted in between.
 const RECORD_TRIES: u32 = 3;
 
@@ -219,7 +219,7 @@ impl<DB: Database> Shared<DB> {
     pub(super) async fn open(&self) -> Result<Open<DB>, SqlError> {
         let open = async {
             let turn = self.turn().await;
-            Open::begin(self.pool.acquire().await?, turn).await
+            Open::begin(&self.pool, turn).await
         };
         open.await.map_err(|error| SqlError::driver("the inbox has no transaction for the message", error))
     }
@@ -253,12 +253,12 @@ impl<DB: Database> Shared<DB> {
 
 /// Ends the outage as soon as a transaction can be begun, or the database says why not.
 async fn probe<DB: Database>(shared: Weak<Shared<DB>>) {
-    let mut wait = FIRST_PROBE;
+    let mut wait = FIRST_PAUSE;
     loop {
         sleep(wait).await;
         let Some(shared) = shared.upgrade() else { return };
         match shared.open().await {
-            Err(error) if error.is_unavailable() => wait = (wait * 2).min(LONGEST_PROBE),
+            Err(error) if error.is_unavailable() => wait = (wait * 2).min(LONGEST_PAUSE),
             answer => {
                 if let Ok(open) = answer {
                     open.discard();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection, pool::PoolConnection};
+use sqlx::{Connection, Pool, pool::PoolConnection};
 use sqlx_core::transaction::TransactionManager;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
@@ -31,13 +31,23 @@ pub(super) struct Open<DB: Database> {
 
 impl<DB: Database> Open<DB> {
     pub(super) async fn begin(
-        connection: PoolConnection<DB>,
+        pool: &Pool<DB>,
         turn: Option<OwnedSemaphorePermit>,
     ) -> Result<Self, sqlx::Error> {
-        let mut open = Self { connection: Some(connection), _turn: turn };
-        let begin = sqlx::SqlSafeStr::into_sql_str(DB::BEGIN);
-        DB::TransactionManager::begin(open.connection(), Some(begin)).await?;
-        Ok(open)
+        let mut open = Self { connection: None, _turn: turn };
+        loop {
+            open.connection = Some(pool.acquire().await?);
+            let begin = sqlx::SqlSafeStr::into_sql_str(DB::BEGIN);
+            match DB::TransactionManager::begin(open.connection(), Some(begin)).await {
+                // A handler has ended its transaction by a statement, and sqlx counts it still: no use is left in this one.
+                Err(sqlx::Error::InvalidSavePointStatement) => {
+                    if let Some(connection) = open.connection.take() {
+                        let _ = connection.close().await;
+                    }
+                }
+                begun => return begun.map(|()| open),
+            }
+        }
     }
 
     #[expect(clippy::expect_used, reason = "only what consumes the transaction takes the connection")]
