@@ -21,6 +21,8 @@ on_both! {
     a_handler_that_never_takes_it_is_counted
     a_message_that_is_kept_has_no_transaction_any_more
     a_savepoint_of_the_handlers_own_works
+    a_savepoint_that_is_forgotten_is_committed
+    a_savepoint_that_is_forgotten_goes_with_its_message
     what_a_layer_inside_has_set_aside_is_not_recorded
     a_retry_inside_does_not_book_twice
     two_layers_that_would_wait_for_each_other_are_refused
@@ -121,6 +123,60 @@ async fn a_savepoint_of_the_handlers_own_works<DB: Under>() {
     };
     run(&stack(&bank.layer(), handler(tries)), message("a")).await.unwrap();
     assert_eq!((bank.balance().await, bank.records().await), (10, 1));
+}
+
+async fn a_savepoint_that_is_forgotten_is_committed<DB: Under>() {
+    use sqlx::Connection;
+    let bank = Bank::<DB>::open().await;
+    let narrow = DB::pool(&bank.home, 1, Duration::from_secs(30));
+    let forgets = |mut tx: Tx<DB>| async move {
+        let mut part = tx.begin().await?;
+        book::<DB>(&mut part, 5).await?;
+        std::mem::forget(part);
+        Ok::<_, Failure>(())
+    };
+    let stack = stack(&bank.layer_on(narrow), handler(forgets));
+    for n in 1..=3 {
+        assert_eq!(run(&stack, message(&n.to_string())).await.unwrap(), Outcome::Processed);
+        assert_eq!((bank.balance().await, bank.records().await), (5 * n, n));
+    }
+}
+
+async fn a_savepoint_that_is_forgotten_goes_with_its_message<DB: Under>() {
+    use sqlx::Connection;
+    let bank = Bank::<DB>::open().await;
+    let narrow = DB::pool(&bank.home, 1, Duration::from_secs(30));
+    let forgotten = Arc::new(tokio::sync::Semaphore::new(0));
+    let told = forgotten.clone();
+    let forgets = service_fn(move |message: Message| {
+        let told = told.clone();
+        async move {
+            let mut tx = Tx::<DB>::take(&message)?;
+            book::<DB>(&mut tx, 5).await?;
+            if message.attempt() == 1 {
+                std::mem::forget(tx.begin().await?);
+                told.add_permits(1);
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Failure>(())
+        }
+    });
+    let stack = stack(&bank.layer_on(narrow), forgets);
+    let hangs = tokio::spawn({
+        let stack = stack.clone();
+        async move { run(&stack, message("a")).await }
+    });
+    forgotten.acquire().await.unwrap().forget();
+    hangs.abort();
+    assert!(hangs.await.unwrap_err().is_cancelled());
+    let mut other = bank.pool.acquire().await.unwrap();
+    book::<DB>(&mut other, 0).await.unwrap();
+    drop(other);
+    for n in 1..=3 {
+        let next = message(&n.to_string()).with_attempt(2);
+        assert_eq!(run(&stack, next).await.unwrap(), Outcome::Processed);
+        assert_eq!((bank.balance().await, bank.records().await), (5 * n, n));
+    }
 }
 
 /// As a dead letter layer inside the inbox does: the redriven copy has its turn.
