@@ -66,6 +66,17 @@ impl SqlError {
         })
     }
 
+    /// Whether another transaction was in the way for too long, or a time limit ended the wait for it.
+    pub(crate) fn is_contended(&self) -> bool {
+        let code = self.database().and_then(|error| error.code());
+        matches!(code.as_deref(), Some("40001" | "40P01" | "55P03" | "57014"))
+    }
+
+    /// Whether the server only reads: a standby, or a primary that has been demoted.
+    pub(crate) fn is_standby(&self) -> bool {
+        self.database().and_then(|error| error.code()).as_deref() == Some("25006")
+    }
+
     /// Whether it was found without asking the database: trying again cannot help.
     pub fn is_config(&self) -> bool {
         self.kind == Kind::Config
@@ -127,9 +138,13 @@ fn postgres(code: &str) -> (Kind, Option<&'static str>) {
         "3D000" => (Kind::Schema, Some("there is no such database: create it, or correct the url")),
         "55P03" => (
             Kind::Unavailable,
-            Some("a relay, or another administrator, has these rows for too long: try again"),
+            Some(
+                "another transaction (a relay's, an administrator's) has these rows for too long: try again",
+            ),
         ),
         "53300" => (Kind::Unavailable, Some("the server has no connection left: see its max_connections")),
+        "53100" => (Kind::Unavailable, Some("the disk of the server is full")),
+        code if code.starts_with("53") => (Kind::Unavailable, Some("the server is short of resources")),
         code if code.starts_with("57P0") || code.starts_with("08") => (Kind::Unavailable, Some(AWAY)),
         _ => (Kind::Other, None),
     }
@@ -172,5 +187,24 @@ impl fmt::Display for SqlError {
 impl std::error::Error for SqlError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|error| error as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_is_short_of_may_pass() {
+        for code in ["53000", "53100", "53200", "53300"] {
+            assert_eq!(postgres(code).0, Kind::Unavailable, "{code}");
+        }
+    }
+
+    #[test]
+    fn only_missing_tables_are_to_be_migrated() {
+        assert_eq!(sqlite("1", "no such table: consumer_inbox").0, Kind::Schema);
+        assert_eq!(sqlite("1", "no such column: fingerprint").0, Kind::Schema);
+        assert_eq!(sqlite("1", "no such savepoint: consumer_message").0, Kind::Other);
     }
 }

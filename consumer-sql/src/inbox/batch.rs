@@ -305,7 +305,11 @@ impl<DB: Database> Shared<DB> {
         self: &Arc<Self>,
         mut entries: Vec<Entry<DB>>,
     ) -> Option<(Open<DB>, Vec<Entry<DB>>)> {
+        let mut pause = Duration::ZERO;
         loop {
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
             std::future::poll_fn(|cx| self.outage.poll_over(cx)).await;
             entries.retain(|entry| !entry.turn.is_closed());
             // In one order in all processes, for they wait for each other's records.
@@ -329,14 +333,16 @@ impl<DB: Database> Shared<DB> {
                     }
                     return Some((open, turns));
                 }
-                Err(error) if error.is_unavailable() => self.is_away(error),
-                Err(error) => {
-                    let error = Arc::new(error);
-                    for entry in entries {
-                        let _ = entry.turn.send(Turn::Failed(error.clone()));
+                Err(error) => match self.pause_after(error, pause) {
+                    Ok(next) => pause = next,
+                    Err(error) => {
+                        let error = Arc::new(error);
+                        for entry in entries {
+                            let _ = entry.turn.send(Turn::Failed(error.clone()));
+                        }
+                        return None;
                     }
-                    return None;
-                }
+                },
             }
         }
     }

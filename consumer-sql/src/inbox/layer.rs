@@ -20,8 +20,8 @@ use super::{
     meter::Meter,
     outage::Outage,
     retention::Sweeper,
-    service::{Inbox, Shared},
-    statements::{Record, Sql},
+    service::{Inbox, Shared, probe_record},
+    statements::Sql,
     transaction::Open,
 };
 use crate::{Database, SqlError, Tables};
@@ -162,11 +162,7 @@ impl<DB: Database> InboxLayer<DB> {
         let failed = |error| SqlError::driver("the inbox cannot be used", error);
         let sql = Sql::new::<DB>(&self.config.tables, &self.config.consumer);
         let mut open = Open::begin(&self.pool, None).await.map_err(failed)?;
-        // One that no other process waits for.
-        let hash =
-            consumer_core::dedup::fingerprint(format!("{:?}", std::time::SystemTime::now()).as_bytes());
-        let record = Record { hash, key: bytes::Bytes::from_static(b"check"), fingerprint: None };
-        DB::record(open.connection(), &sql, &[&record]).await.map_err(failed)?;
+        let hash = probe_record::<DB>(&mut open, &sql).await?;
         DB::known(open.connection(), &sql, &[hash]).await.map_err(failed)?;
         DB::sweep(open.connection(), &sql, LONGEST).await.map_err(failed)?;
         open.rollback().await;

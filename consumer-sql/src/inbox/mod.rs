@@ -34,9 +34,11 @@
 //! A dedup layer outside is not needed; what it adds are attempts that are counted over processes, and messages that kill the
 //! process found out.
 //!
-//! While there is no connection to be had, because the server is away or the pool is empty, messages wait and count no
-//! attempt, and the source is paused. A time-out of the handler leaves a statement behind that the server still executes:
-//! PostgreSQL's `statement_timeout` ends it.
+//! While there is no connection to be had, because the server is away or the pool is empty, or nothing can be written,
+//! because it is a standby or its disk is full, messages wait and count no attempt, and the source is paused. A record that
+//! waits for another transaction longer than a time limit allows (`lock_timeout`, `statement_timeout`), or clashes with it, is
+//! written again after a pause, which is no attempt either. A time-out of the handler leaves a statement behind that the
+//! server still executes: PostgreSQL's `statement_timeout` ends it.
 //!
 //! SQLite lets one transaction write at a time: the handlers of a layer run one after another, in turn. Other writers of the
 //! file, those of another layer or process, wait for as long as their `busy_timeout` says.

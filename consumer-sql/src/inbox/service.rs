@@ -11,7 +11,7 @@ use std::{
 
 use consumer_core::{
     BoxError, Failure, Message, Outcome,
-    dedup::{MissingKey, StoreKey},
+    dedup::{MissingKey, StoreKey, fingerprint},
 };
 use sqlx::Pool;
 use tokio::{
@@ -179,18 +179,50 @@ impl<DB: Database> Shared<DB> {
         message: &Message,
     ) -> Result<Begun<DB>, Failure> {
         let records: Vec<&Record> = record.into_iter().collect();
+        let mut pause = Duration::ZERO;
         loop {
             let begun = async {
+                if !pause.is_zero() {
+                    sleep(pause).await;
+                }
                 poll_fn(|cx| self.outage.poll_over(cx)).await;
                 self.begin(&records).await
             };
             match message.answered_or_cancelled(begun).await {
                 None => return Err(handed_back()),
                 Some(Ok(begun)) => return Ok(begun),
-                Some(Err(error)) if error.is_unavailable() => self.is_away(error),
-                Some(Err(error)) => return Err(Failure::transient(error)),
+                Some(Err(error)) => pause = self.pause_after(error, pause).map_err(Failure::transient)?,
             }
         }
+    }
+
+    /// How long to wait before trying again after an error before any handler has run, which is no attempt.
+    ///
+    /// # Errors
+    /// The error, where trying again is for others to decide.
+    pub(super) fn pause_after(
+        self: &Arc<Self>,
+        error: SqlError,
+        last: Duration,
+    ) -> Result<Duration, SqlError> {
+        // First, for a lock that was waited for too long counts as unavailable as well.
+        if error.is_contended() {
+            tracing::warn!(%error, source = std::error::Error::source(&error), consumer = %self.config.consumer, "a message waits for others in the database");
+            return Ok((last * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE));
+        }
+        if is_outage(&error) {
+            self.is_away(error);
+            return Ok(Duration::ZERO);
+        }
+        Err(error)
+    }
+
+    /// Writes a record that no other process waits for, and takes it back.
+    pub(super) async fn try_record(&self) -> Result<(), SqlError> {
+        let mut open = self.open().await?;
+        probe_record::<DB>(&mut open, &self.sql).await?;
+        open.rollback().await;
+        Ok(())
     }
 
     /// Records that another transaction has written and not committed are waited for.
@@ -251,23 +283,34 @@ impl<DB: Database> Shared<DB> {
     }
 }
 
-/// Ends the outage as soon as a transaction can be begun, or the database says why not.
+/// Ends the outage as soon as a record can be written, or the database says why not.
 async fn probe<DB: Database>(shared: Weak<Shared<DB>>) {
     let mut wait = FIRST_PAUSE;
     loop {
         sleep(wait).await;
         let Some(shared) = shared.upgrade() else { return };
-        match shared.open().await {
-            Err(error) if error.is_unavailable() => wait = (wait * 2).min(LONGEST_PAUSE),
-            answer => {
-                if let Ok(open) = answer {
-                    open.discard();
-                }
+        // A full disk and a standby begin transactions.
+        match shared.try_record().await {
+            Err(error) if is_outage(&error) => wait = (wait * 2).min(LONGEST_PAUSE),
+            _ => {
                 tracing::info!(consumer = %shared.config.consumer, "the database answers again");
                 return shared.outage.ends();
             }
         }
     }
+}
+
+fn is_outage(error: &SqlError) -> bool {
+    (error.is_unavailable() || error.is_standby()) && !error.is_contended()
+}
+
+/// Writes a record that no other process waits for. The transaction has to be rolled back.
+pub(super) async fn probe_record<DB: Database>(open: &mut Open<DB>, sql: &Sql) -> Result<u128, SqlError> {
+    let hash = fingerprint(format!("{:?}", std::time::SystemTime::now()).as_bytes());
+    let record = Record { hash, key: bytes::Bytes::from_static(b"check"), fingerprint: None };
+    let written = DB::record(open.connection(), sql, &[&record]).await;
+    written.map_err(|error| SqlError::driver("the inbox cannot be used", error))?;
+    Ok(hash)
 }
 
 /// What becomes of a message whose record is there.
