@@ -259,7 +259,13 @@ impl<DB: Database> Shared<DB> {
                 open.rollback().await;
                 Ok(())
             }
-            Ok(open) => open.commit().await,
+            Ok(open) => {
+                let ended = open.commit().await;
+                if let Err(error) = &ended {
+                    batch.answer_found(error).await;
+                }
+                ended
+            }
             Err(error) => {
                 if error.is_transaction_gone() {
                     self.take_back(&entries).await;
@@ -422,6 +428,17 @@ impl<'a, DB: Database> Batch<'a, DB> {
         match timeout(UNDO, run_statements(open, statements)).await {
             Ok(undone) => undone,
             Err(_) => Err(failed(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+        }
+    }
+
+    /// After a commit whose answer is lost.
+    async fn answer_found(&mut self, error: &SqlError) {
+        let hashes: Vec<u128> = self.committing.iter().filter_map(|(hash, _)| *hash).collect();
+        let found = self.shared.found_after(error, &hashes).await;
+        let is_found =
+            |(hash, _): &mut (Option<u128>, Committed)| hash.is_some_and(|hash| found.contains(&hash));
+        for (_, committed) in self.committing.extract_if(.., is_found) {
+            let _ = committed.send(Ok(()));
         }
     }
 

@@ -13,7 +13,8 @@
 //! - A message whose record is there runs nothing and is a duplicate. One that comes while the first is at work waits for
 //!   what becomes of it: after a commit it is a duplicate, after a rollback it is its turn.
 //! - A known key with another payload is a conflict, and never acknowledged in silence.
-//! - A commit whose answer is lost is a transient failure: the next attempt finds the record, or does not.
+//! - After a commit whose answer is lost the record is looked for on another connection: there, the message is processed. Else,
+//!   or where there is no such connection, it is a transient failure, and the next attempt finds out.
 //! - A handler that swallows the error of a statement and succeeds is no success on PostgreSQL, whose COMMIT then rolls
 //!   back without an error: it is a transient failure.
 //!

@@ -1,6 +1,7 @@
 //! The inbox at work on one message.
 
 use std::{
+    collections::HashSet,
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
@@ -16,7 +17,7 @@ use consumer_core::{
 use sqlx::Pool;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tower::Service;
 
@@ -33,6 +34,8 @@ use crate::{Database, SqlError};
 
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Whoever waits for a commit's fate waits no longer than this.
+const LOOK: Duration = Duration::from_secs(30);
 /// A record that is neither written nor found was deleted in between.
 const RECORD_TRIES: u32 = 3;
 
@@ -128,14 +131,20 @@ where
     }
     // Before the call, so that it is dropped after it: then the transaction is back.
     let lent = Lent::new(open, record.as_ref().map(|record| record.hash));
-    let answer = inner.call(message.with_extension(lent.slot())).await;
+    let answer = inner.call(message.clone().with_extension(lent.slot())).await;
     let answer = answer.map(Into::into).map_err(Failure::from_error);
     match (answer, lent.end()) {
         (Ok(Outcome::Processed), Some(open)) => {
             if !lent.was_taken() {
                 shared.unused();
             }
-            open.commit().await.map_err(Failure::transient)?;
+            if let Err(error) = open.commit().await {
+                let hash = record.as_ref().map(|record| record.hash);
+                let look = shared.found_after(&error, hash.as_slice());
+                if message.answered_or_cancelled(look).await.is_none_or(|found| found.is_empty()) {
+                    return Err(Failure::transient(error));
+                }
+            }
             Ok(Outcome::Processed)
         }
         (Ok(Outcome::Processed), None) => Err(kept()),
@@ -246,6 +255,21 @@ impl<DB: Database> Shared<DB> {
             }
         }
         Err(failed(sqlx::Error::Protocol("its record comes and goes".to_owned())))
+    }
+
+    /// After a commit whose answer is lost: the records that are there all the same. Their messages are done, and may have
+    /// no attempt left to find that out by.
+    pub(super) async fn found_after(&self, error: &SqlError, hashes: &[u128]) -> HashSet<u128> {
+        if !error.is_unavailable() || hashes.is_empty() {
+            return HashSet::new();
+        }
+        let look = async {
+            let mut connection = self.pool.acquire().await?;
+            DB::known(&mut connection, &self.sql, hashes).await
+        };
+        // Not to be known is as not there: the next attempt finds out.
+        let known = timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default();
+        known.into_iter().map(|(hash, _)| hash).collect()
     }
 
     pub(super) async fn open(&self) -> Result<Open<DB>, SqlError> {

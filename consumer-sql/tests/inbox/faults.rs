@@ -342,48 +342,70 @@ async fn fm31_postgres_is_away_for_a_while() {
     assert_eq!(balance(&pool).await, 10);
 }
 
-/// The commit is done and its answer lost, or lost itself: the next attempt finds out.
+/// The commit is done and its answer lost, or lost itself. Where there is another connection that tells, also when there is no
+/// attempt left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs servers: cargo xtask test"]
 async fn postgres_a_commit_without_an_answer_is_done_once() {
     let (server, pool) = own_server().await;
-    for (id, lost, then, sum) in [
-        ("a", Direction::ToClient, Outcome::Duplicate, 5),
-        ("b", Direction::ToServer, Outcome::Processed, 10),
-    ] {
-        let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], server.port())).await.unwrap());
-        let url = format!("postgres://postgres@{}/postgres", proxy.addr());
-        let layer = InboxLayer::new(pool_at(&url), "bank");
-        let hung = Arc::new(Semaphore::new(0));
-        let breaks = {
-            let (proxy, hung) = (proxy.clone(), hung.clone());
-            move |mut tx: Tx<Postgres>| {
+    let mut sum = 0;
+    for batch in [1, 8] {
+        for (lost, is_refused) in
+            [(Direction::ToClient, false), (Direction::ToClient, true), (Direction::ToServer, false)]
+        {
+            let id = format!("{batch}-{lost:?}-{is_refused}");
+            let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], server.port())).await.unwrap());
+            let url = format!("postgres://postgres@{}/postgres", proxy.addr());
+            let patience = Duration::from_millis(if is_refused { 200 } else { 20_000 });
+            let narrow: PgPool =
+                sqlx::pool::PoolOptions::new().acquire_timeout(patience).connect_lazy(&url).unwrap();
+            let layer = InboxLayer::new(narrow, "bank").batch(batch);
+            let hung = Arc::new(Semaphore::new(0));
+            let breaks = {
                 let (proxy, hung) = (proxy.clone(), hung.clone());
-                async move {
-                    book::<Postgres>(&mut tx, 5).await?;
-                    proxy.hang(lost);
-                    hung.add_permits(1);
-                    Ok::<_, Failure>(())
+                move |mut tx: Tx<Postgres>| {
+                    let (proxy, hung) = (proxy.clone(), hung.clone());
+                    async move {
+                        book::<Postgres>(&mut tx, 5).await?;
+                        proxy.hang(lost);
+                        hung.add_permits(1);
+                        Ok::<_, Failure>(())
+                    }
+                }
+            };
+            let broken = stack(&layer, handler(breaks));
+            let cut = async {
+                hung.acquire().await.unwrap().forget();
+                proxy
+                    .until(|counts| match lost {
+                        Direction::ToClient => counts.to_client.held > 0,
+                        _ => counts.to_server.held > 0,
+                    })
+                    .await;
+                if is_refused {
+                    proxy.refuse();
+                }
+                proxy.cut().await;
+                proxy.resume(lost);
+            };
+            let (answer, ()) = tokio::join!(run(&broken, message(&id)), cut);
+            let is_known = lost == Direction::ToClient && !is_refused;
+            match answer {
+                Ok(outcome) => assert!(is_known && outcome == Outcome::Processed, "{id}: {outcome:?}"),
+                Err(failure) => {
+                    assert!(!is_known && failure.is_transient(), "{id}: {failure:?}");
+                    assert!(sql_error(&failure).is_unavailable(), "{id}: {failure:?}");
                 }
             }
-        };
-        let broken = stack(&layer, handler(breaks));
-        let cut = async {
-            hung.acquire().await.unwrap().forget();
-            proxy
-                .until(|counts| match lost {
-                    Direction::ToClient => counts.to_client.held > 0,
-                    _ => counts.to_server.held > 0,
-                })
-                .await;
-            proxy.cut().await
-        };
-        let (answer, _) = tokio::join!(run(&broken, message(id)), cut);
-        let failure = answer.unwrap_err();
-        assert!(failure.is_transient() && sql_error(&failure).is_unavailable(), "{failure:?}");
-        let direct = stack(&InboxLayer::new(pool.clone(), "bank"), handler(books::<Postgres>));
-        assert_eq!(run(&direct, message(id)).await.unwrap(), then);
-        assert_eq!(balance(&pool).await, sum);
+            let direct = stack(&InboxLayer::new(pool.clone(), "bank"), handler(books::<Postgres>));
+            let then = match lost {
+                Direction::ToClient => Outcome::Duplicate,
+                _ => Outcome::Processed,
+            };
+            assert_eq!(run(&direct, message(&id)).await.unwrap(), then, "{id}");
+            sum += 5;
+            assert_eq!(balance(&pool).await, sum, "{id}");
+        }
     }
 }
 
