@@ -13,7 +13,7 @@ use std::{
 };
 
 use consumer_core::{BoxError, Failure, Message, Outcome};
-use sqlx::{AssertSqlSafe, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Connection, SqlSafeStr};
 use tokio::{
     sync::oneshot::{Receiver, Sender, channel},
     time::{sleep, timeout},
@@ -390,6 +390,9 @@ impl<'a, DB: Database> Batch<'a, DB> {
             let _ = entry.turn.send(Turn::Come(seat));
             let Back { open: still, committed } = came_back.await.map_err(|_| lost())?;
             open = still.ok_or_else(lost)?;
+            if !open.get().is_in_transaction() {
+                return Err(rolled_back());
+            }
             if !self.has_savepoints {
                 self.committing.extend(committed.map(|committed| (hash, committed)));
                 return Ok(open);
@@ -472,6 +475,12 @@ fn failed(error: sqlx::Error) -> SqlError {
 
 fn lost() -> SqlError {
     failed(sqlx::Error::Protocol("another message of the batch has kept it".to_owned()))
+}
+
+/// By sqlx, which takes back a savepoint that has not begun as if it had: the records went as well.
+fn rolled_back() -> SqlError {
+    let why = "a message of the batch has not got its savepoint, and went on: all of it is rolled back";
+    failed(sqlx::Error::Protocol(why.to_owned()))
 }
 
 fn gone() -> Failure {

@@ -18,6 +18,9 @@
 //! - A handler that swallows the error of a statement and succeeds is no success on PostgreSQL, whose COMMIT then rolls
 //!   back without an error: it is a transient failure.
 //!
+//! A handler returns every error of its [`Tx`]: a savepoint that fails to begin, or is dropped while it begins, ends the
+//! transaction under it.
+//!
 //! What it does not guarantee: anything outside of the transaction. A handler that writes by another connection, or calls
 //! another system, does that at least once.
 //!

@@ -102,6 +102,10 @@ impl<DB: Under> Batch<DB> {
                         DB::execute(&mut tx, "INSERT INTO cards (account) VALUES (17)".into()).await?;
                     }
                     b"commits" => DB::execute(&mut tx, "COMMIT".into()).await?,
+                    b"drops a savepoint" => {
+                        DB::begin_and_drop(&mut tx).await;
+                        return Err(Failure::transient("no"));
+                    }
                     b"panics" => panic!("broken"),
                     b"keeps" => kept.lock().unwrap().push(tx),
                     b"hangs" => {
@@ -285,6 +289,23 @@ async fn a_handler_that_says_commit_makes_no_duplicates_of_what_has_not_run<DB: 
         let again = run(&stack, does(&n.to_string(), what[n])).await.unwrap();
         assert_eq!(again, Outcome::Duplicate, "its effect was committed");
     }
+}
+
+/// What is rolled back has no records to be taken back; another process may have written its own by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn postgres_a_savepoint_that_is_dropped_half_way_rolls_the_batch_back_and_no_more() {
+    let batch = Batch::<Postgres>::open().await;
+    let log = Log::of_process();
+    let consumer = "drops-a-savepoint";
+    let layer = InboxLayer::new(batch.bank.pool.clone(), consumer).tables(batch.bank.tables.clone());
+    let stack = stack(&layer.batch(32).batches_at_once(1), batch.handler());
+    let messages = vec![does("a", "books"), does("b", "drops a savepoint"), does("c", "books")];
+    let ended = batch.ended(&stack, messages).await;
+    assert!(ended[0].as_ref().unwrap_err().chain().contains("all of it is rolled back"), "{ended:?}");
+    assert!(ended[1].is_err() && processed(&ended[2]), "{ended:?}");
+    assert_eq!(batch.sums().await, (10, 2));
+    assert_eq!(log.count(&["ended the inbox's transaction", consumer]), 0);
 }
 
 async fn who_loses_the_transaction_is_alone_next_time<DB: Under>() {

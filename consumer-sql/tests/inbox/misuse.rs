@@ -179,6 +179,44 @@ async fn a_savepoint_that_is_forgotten_goes_with_its_message<DB: Under>() {
     }
 }
 
+/// sqlx takes the transaction back with a savepoint that it could not begin; what follows must not happen by itself.
+async fn nothing_happens_after_a_savepoint_that_ended_the_transaction(batch: usize) {
+    use sqlx::{Connection, Postgres};
+    let bank = Bank::<Postgres>::open().await;
+    let layer = bank.layer().batch(batch);
+    let goes_on = |message: Message, mut tx: Tx<Postgres>| async move {
+        match &message.id().unwrap()[..] {
+            b"refused" => {
+                assert!(Postgres::execute(&mut tx, "SELECT 1 / 0".into()).await.is_err());
+                assert!(tx.begin().await.is_err());
+            }
+            b"dropped" => {
+                Postgres::begin_and_drop(&mut tx).await;
+            }
+            _ => {}
+        }
+        book::<Postgres>(&mut tx, 5).await
+    };
+    let stack = tower::ServiceBuilder::new()
+        .layer(layer)
+        .layer(consumer_core::CatchPanicLayer::new())
+        .service(handler(goes_on));
+    for id in ["refused", "dropped", "refused", "dropped"] {
+        let failure = run(&stack, message(id)).await.unwrap_err();
+        assert!(failure.chain().contains("transaction is over"), "{failure:?}");
+        assert_eq!((bank.balance().await, bank.records().await), (0, 0), "{id}");
+    }
+    assert_eq!(run(&stack, message("a")).await.unwrap(), Outcome::Processed);
+    assert_eq!((bank.balance().await, bank.records().await), (5, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn postgres_nothing_happens_after_a_savepoint_that_ended_the_transaction() {
+    nothing_happens_after_a_savepoint_that_ended_the_transaction(1).await;
+    nothing_happens_after_a_savepoint_that_ended_the_transaction(8).await;
+}
+
 /// As a dead letter layer inside the inbox does: the redriven copy has its turn.
 async fn what_a_layer_inside_has_set_aside_is_not_recorded<DB: Under>() {
     let bank = Bank::<DB>::open().await;
