@@ -61,6 +61,32 @@ impl SqlError {
         Self { kind: Kind::Schema, message: format!("{doing}: {advice}"), source: Some(error.into()) }
     }
 
+    fn database(&self) -> Option<&dyn sqlx::error::DatabaseError> {
+        self.source.as_ref()?.downcast_ref::<sqlx::Error>()?.as_database_error()
+    }
+
+    /// Whether there is no transaction any more, or another one, where the caller's should be.
+    pub(crate) fn is_transaction_gone(&self) -> bool {
+        self.database().is_some_and(|error| match error.code().as_deref() {
+            Some("25P01" | "3B001") => true,
+            Some("1") => ["no such savepoint", "no transaction is active"]
+                .iter()
+                .any(|gone| error.message().contains(gone)),
+            _ => false,
+        })
+    }
+
+    /// Whether another transaction was in the way for too long, or a time limit ended the wait for it.
+    pub(crate) fn is_contended(&self) -> bool {
+        let code = self.database().and_then(|error| error.code());
+        matches!(code.as_deref(), Some("40001" | "40P01" | "55P03" | "57014"))
+    }
+
+    /// Whether the server only reads: a standby, or a primary that has been demoted.
+    pub(crate) fn is_standby(&self) -> bool {
+        self.database().and_then(|error| error.code()).as_deref() == Some("25006")
+    }
+
     /// Whether it was found without asking the database: trying again cannot help.
     pub fn is_config(&self) -> bool {
         self.kind == Kind::Config
@@ -123,9 +149,13 @@ fn postgres(code: &str) -> (Kind, Option<&'static str>) {
         "3D000" => (Kind::Schema, Some("there is no such database: create it, or correct the url")),
         "55P03" => (
             Kind::Unavailable,
-            Some("a relay, or another administrator, has these rows for too long: try again"),
+            Some(
+                "another transaction (a relay's, an administrator's) has these rows for too long: try again",
+            ),
         ),
         "53300" => (Kind::Unavailable, Some("the server has no connection left: see its max_connections")),
+        "53100" => (Kind::Unavailable, Some("the disk of the server is full")),
+        code if code.starts_with("53") => (Kind::Unavailable, Some("the server is short of resources")),
         code if code.starts_with("57P0") || code.starts_with("08") => (Kind::Unavailable, Some(AWAY)),
         _ => (Kind::Other, None),
     }
@@ -134,7 +164,9 @@ fn postgres(code: &str) -> (Kind, Option<&'static str>) {
 /// By result code; extended ones have the primary one in their low byte (sqlite.org/rescode.html).
 fn sqlite(code: &str, message: &str) -> (Kind, Option<&'static str>) {
     match code.parse::<u32>().unwrap_or_default() & 0xff {
-        1 if message.contains("no such") => (Kind::Schema, Some(MIGRATE)),
+        1 if ["no such table", "no such column"].iter().any(|missing| message.contains(missing)) => {
+            (Kind::Schema, Some(MIGRATE))
+        }
         3 | 8 | 23 => (Kind::Denied, Some(READ_ONLY)),
         5 | 6 => (Kind::Unavailable, Some("another process has the file for too long")),
         13 => (Kind::Unavailable, Some("the disk is full")),
@@ -166,5 +198,24 @@ impl fmt::Display for SqlError {
 impl std::error::Error for SqlError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|error| error as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_is_short_of_may_pass() {
+        for code in ["53000", "53100", "53200", "53300"] {
+            assert_eq!(postgres(code).0, Kind::Unavailable, "{code}");
+        }
+    }
+
+    #[test]
+    fn only_missing_tables_are_to_be_migrated() {
+        assert_eq!(sqlite("1", "no such table: consumer_inbox").0, Kind::Schema);
+        assert_eq!(sqlite("1", "no such column: fingerprint").0, Kind::Schema);
+        assert_eq!(sqlite("1", "no such savepoint: consumer_message").0, Kind::Other);
     }
 }

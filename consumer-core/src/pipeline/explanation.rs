@@ -182,7 +182,7 @@ fn inbox_guarantees(inbox: &InboxFacts, dedup: Option<&DedupFacts>) -> Vec<Strin
     if let Some(max) = inbox.batch {
         said.push(format!(
             "Up to {max} messages share a transaction, one handler after another; one that fails takes none of the \
-             others along."
+             others along, unless the transaction itself is lost."
         ));
     }
     if inbox.fingerprint && dedup.is_none() {

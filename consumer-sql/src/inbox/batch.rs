@@ -13,15 +13,15 @@ use std::{
 };
 
 use consumer_core::{BoxError, Failure, Message, Outcome};
-use sqlx::{AssertSqlSafe, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Connection, SqlSafeStr};
 use tokio::{
     sync::oneshot::{Receiver, Sender, channel},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tower::Service;
 
 use super::{
-    service::{Shared, handed_back, kept, known},
+    service::{FIRST_PAUSE, LONGEST_PAUSE, Shared, handed_back, kept, known},
     statements::Record,
     transaction::{Lent, Open},
 };
@@ -138,17 +138,17 @@ where
     let answer = inner.call(message.with_extension(seat.lent.slot())).await;
     let answer = answer.map(Into::into).map_err(Failure::from_error);
     let was_taken = seat.lent.was_taken();
-    match (seat.leave(answer.is_ok()), answer) {
-        (_, Err(failure)) => Err(failure),
-        (None, Ok(_)) => Err(kept()),
-        (Some(committed), Ok(outcome)) => {
+    match (seat.leave(matches!(answer, Ok(Outcome::Processed))), answer) {
+        (None, Ok(Outcome::Processed)) => Err(kept()),
+        (Some(committed), Ok(Outcome::Processed)) => {
             if !was_taken {
                 shared.unused();
             }
             let committed = committed.await.map_err(|_| gone())?;
             committed.map_err(|error| Failure::transient(BatchFailed(error)))?;
-            Ok(outcome)
+            Ok(Outcome::Processed)
         }
+        (_, answer) => answer,
     }
 }
 
@@ -259,11 +259,51 @@ impl<DB: Database> Shared<DB> {
                 open.rollback().await;
                 Ok(())
             }
-            Ok(open) => open.commit().await,
-            Err(error) => Err(error),
+            Ok(open) => {
+                let ended = open.commit().await;
+                if let Err(error) = &ended {
+                    batch.answer_found(error).await;
+                }
+                ended
+            }
+            Err(error) => {
+                if error.is_transaction_gone() {
+                    self.take_back(&entries).await;
+                }
+                Err(error)
+            }
         };
         batch.answer(ended);
         entries.into()
+    }
+
+    /// A handler has ended the transaction by itself, perhaps by COMMIT, and with it went the records of those whose turn
+    /// was still to come: they would be duplicates of what has never happened.
+    async fn take_back(self: &Arc<Self>, entries: &VecDeque<Entry<DB>>) {
+        tracing::error!(
+            consumer = %self.config.consumer,
+            left = entries.len(),
+            "a handler has ended the inbox's transaction by itself: it must say neither COMMIT nor ROLLBACK, which are \
+             the layer's, and its message may now take effect twice or in part"
+        );
+        let forget: Vec<String> =
+            entries.iter().filter_map(Entry::hash).map(|hash| self.sql.forget::<DB>(hash)).collect();
+        if forget.is_empty() {
+            return;
+        }
+        let forget = AssertSqlSafe(forget.join("; ")).into_sql_str();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            std::future::poll_fn(|cx| self.outage.poll_over(cx)).await;
+            let done = async {
+                let _turn = self.turn().await;
+                DB::run(&mut *self.pool.acquire().await?, forget.clone()).await
+            };
+            let Err(error) = done.await.map_err(failed) else { return };
+            tracing::warn!(%error, source = error.source(), consumer = %self.config.consumer, "records are still to be taken back");
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     /// Begins the transaction with all records, answers what was there, and gives back whose turn it is.
@@ -271,7 +311,11 @@ impl<DB: Database> Shared<DB> {
         self: &Arc<Self>,
         mut entries: Vec<Entry<DB>>,
     ) -> Option<(Open<DB>, Vec<Entry<DB>>)> {
+        let mut pause = Duration::ZERO;
         loop {
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
             std::future::poll_fn(|cx| self.outage.poll_over(cx)).await;
             entries.retain(|entry| !entry.turn.is_closed());
             // In one order in all processes, for they wait for each other's records.
@@ -295,14 +339,16 @@ impl<DB: Database> Shared<DB> {
                     }
                     return Some((open, turns));
                 }
-                Err(error) if error.is_unavailable() => self.is_away(error),
-                Err(error) => {
-                    let error = Arc::new(error);
-                    for entry in entries {
-                        let _ = entry.turn.send(Turn::Failed(error.clone()));
+                Err(error) => match self.pause_after(error, pause) {
+                    Ok(next) => pause = next,
+                    Err(error) => {
+                        let error = Arc::new(error);
+                        for entry in entries {
+                            let _ = entry.turn.send(Turn::Failed(error.clone()));
+                        }
+                        return None;
                     }
-                    return None;
-                }
+                },
             }
         }
     }
@@ -314,11 +360,13 @@ struct Batch<'a, DB: Database> {
     /// Not for a single message, which is undone with its transaction.
     has_savepoints: bool,
     committing: Vec<(Option<u128>, Committed)>,
+    /// The message that has the transaction, or has lost it.
+    culprit: Option<u128>,
 }
 
 impl<'a, DB: Database> Batch<'a, DB> {
     fn new(shared: &'a Shared<DB>, entries: &[Entry<DB>]) -> Self {
-        Self { shared, has_savepoints: entries.len() > 1, committing: Vec::new() }
+        Self { shared, has_savepoints: entries.len() > 1, committing: Vec::new(), culprit: None }
     }
 
     /// Lends the transaction to one message after another.
@@ -335,12 +383,16 @@ impl<'a, DB: Database> Batch<'a, DB> {
         }
         while let Some(entry) = entries.pop_front() {
             let hash = entry.hash();
+            self.culprit = hash;
             let (back, came_back) = channel();
-            let seat = Seat { lent: Lent::new(open), back: Some(back) };
+            let seat = Seat { lent: Lent::new(open, hash), back: Some(back) };
             // A message that is gone gives it back as well, by dropping it.
             let _ = entry.turn.send(Turn::Come(seat));
             let Back { open: still, committed } = came_back.await.map_err(|_| lost())?;
             open = still.ok_or_else(lost)?;
+            if !open.get().is_in_transaction() {
+                return Err(rolled_back());
+            }
             if !self.has_savepoints {
                 self.committing.extend(committed.map(|committed| (hash, committed)));
                 return Ok(open);
@@ -361,6 +413,7 @@ impl<'a, DB: Database> Batch<'a, DB> {
                 }
             }
         }
+        self.culprit = None;
         Ok(open)
     }
 
@@ -381,19 +434,29 @@ impl<'a, DB: Database> Batch<'a, DB> {
         }
     }
 
+    /// After a commit whose answer is lost.
+    async fn answer_found(&mut self, error: &SqlError) {
+        let hashes: Vec<u128> = self.committing.iter().filter_map(|(hash, _)| *hash).collect();
+        let found = self.shared.found_after(error, &hashes).await;
+        let is_found =
+            |(hash, _): &mut (Option<u128>, Committed)| hash.is_some_and(|hash| found.contains(&hash));
+        for (_, committed) in self.committing.extract_if(.., is_found) {
+            let _ = committed.send(Ok(()));
+        }
+    }
+
     fn answer(self, ended: Result<(), SqlError>) {
         let ended = ended.map_err(Arc::new);
-        if let (Err(error), Some(batches)) = (&ended, &self.shared.batches)
-            && !error.is_unavailable()
-            && self.has_savepoints
-        {
-            // One of them is the cause: next time it takes nobody along.
+        if let (Err(error), Some(batches)) = (&ended, &self.shared.batches) {
+            // Where it is not known who is the cause, it is one of these: next time it takes nobody along.
+            let suspects =
+                if error.is_unavailable() || !self.has_savepoints { &[][..] } else { &self.committing };
             let mut queue = batches.queue();
             if queue.alone.len() >= ALONE {
                 // Of those nobody has come again.
                 queue.alone.clear();
             }
-            queue.alone.extend(self.committing.iter().filter_map(|(hash, _)| *hash));
+            queue.alone.extend(suspects.iter().filter_map(|(hash, _)| *hash).chain(self.culprit));
         }
         for (_, committed) in self.committing {
             // Whoever dropped its future does not want to know.
@@ -412,6 +475,12 @@ fn failed(error: sqlx::Error) -> SqlError {
 
 fn lost() -> SqlError {
     failed(sqlx::Error::Protocol("another message of the batch has kept it".to_owned()))
+}
+
+/// By sqlx, which takes back a savepoint that has not begun as if it had: the records went as well.
+fn rolled_back() -> SqlError {
+    let why = "a message of the batch has not got its savepoint, and went on: all of it is rolled back";
+    failed(sqlx::Error::Protocol(why.to_owned()))
 }
 
 fn gone() -> Failure {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use consumer_core::{Failure, Message, handler::FromMessage};
+use sqlx::Connection;
 
 use super::transaction::{NotHere, Open, Slot};
 use crate::Database;
@@ -16,6 +17,15 @@ use crate::Database;
 /// It derefs to sqlx's connection, so `&mut *tx` is what statements are executed on. The layer commits it when the handler
 /// has succeeded, and rolls it back when not; a handler says neither COMMIT nor ROLLBACK. A part that may fail by itself
 /// goes into a savepoint (sqlx: `tx.begin()` with its trait `Connection`).
+///
+/// Return every error of a statement. On PostgreSQL the transaction is of no use after one, and a savepoint that then fails to
+/// begin, or whose beginning is dropped half way, ends the transaction: what followed would happen without a record and
+/// again at each attempt. On SQLite a statement with `OR ROLLBACK`, or a trigger with `RAISE(ROLLBACK)`, ends it likewise; that
+/// is not noticed before the commit, which then fails.
+///
+/// # Panics
+/// On PostgreSQL the next use (`&mut *tx`) after such a savepoint panics, so that nothing is executed outside of the
+/// transaction. [`CatchPanicLayer`](consumer_core::CatchPanicLayer) makes that a failure of the message.
 ///
 /// Dropped, it goes back to the layer, and can be taken from the message again. A handler that returns while something
 /// that it has spawned still has it fails for good, and nothing is committed.
@@ -41,8 +51,8 @@ impl<DB: Database> Tx<DB> {
     /// ```
     ///
     /// # Errors
-    /// Permanently, when it is taken already, when the message is done with, and when there is no inbox of this database
-    /// around the handler.
+    /// Permanently, when it is taken already, when the message is done with, when an earlier attempt has had it (the retry
+    /// layer is inside the inbox), and when there is no inbox of this database around the handler.
     pub fn take(message: &Message) -> Result<Self, Failure> {
         let Some(slot) = message.extension::<Arc<Slot<DB>>>() else {
             return Err(Failure::permanent(format!(
@@ -51,13 +61,17 @@ impl<DB: Database> Tx<DB> {
                 DB::NAME
             )));
         };
-        match slot.take() {
+        match slot.take(message.attempt()) {
             Ok(open) => Ok(Self { open: Some(open), slot: slot.clone() }),
             Err(NotHere::Taken) => Err(Failure::permanent(
                 "the inbox's transaction is taken already: a handler has one `Tx`, and hands it on by reference",
             )),
             Err(NotHere::Over) => Err(Failure::permanent(
                 "the inbox's transaction is over: the layer is done with this message",
+            )),
+            Err(NotHere::Retried) => Err(Failure::permanent(
+                "the inbox's transaction holds what an earlier attempt has done: the retry layer goes outside the inbox, \
+                 for a transaction to each attempt",
             )),
         }
     }
@@ -81,7 +95,12 @@ impl<DB: Database> Deref for Tx<DB> {
 #[expect(clippy::expect_used, reason = "only `drop` takes it")]
 impl<DB: Database> DerefMut for Tx<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
-        self.open.as_mut().expect("a transaction is there until it is dropped").connection()
+        let connection = self.open.as_mut().expect("a transaction is there until it is dropped").connection();
+        assert!(
+            connection.is_in_transaction(),
+            "the inbox's transaction is over: a savepoint in it could not be begun, and the handler has gone on"
+        );
+        connection
     }
 }
 

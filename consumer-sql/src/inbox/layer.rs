@@ -20,8 +20,8 @@ use super::{
     meter::Meter,
     outage::Outage,
     retention::Sweeper,
-    service::{Inbox, Shared},
-    statements::{Record, Sql},
+    service::{Inbox, Shared, probe_record},
+    statements::Sql,
     transaction::Open,
 };
 use crate::{Database, SqlError, Tables};
@@ -121,7 +121,8 @@ impl<DB: Database> InboxLayer<DB> {
     /// Lets up to `max` messages share a transaction: what has come while the one before was at work goes into the next.
     /// A commit is what a transaction costs most, and it is then paid once.
     ///
-    /// Each message has its own outcome: one that fails is undone by a savepoint and takes none of the others along. Their
+    /// Each message has its own outcome: one that fails is undone by a savepoint and takes none of the others along, unless
+    /// the transaction itself is lost: then those before it fail transiently, and it is alone next time. Their
     /// handlers run one after another, so one that hangs holds up the batch: bound it by a timeout layer inside. If the
     /// commit fails, all of them fail transiently. A concurrency limit outside must let in as many messages as a batch is to
     /// have. On PostgreSQL more than 64 savepoints with writes in a transaction slow other readers down.
@@ -160,13 +161,8 @@ impl<DB: Database> InboxLayer<DB> {
     pub async fn check(&self) -> Result<(), SqlError> {
         let failed = |error| SqlError::driver("the inbox cannot be used", error);
         let sql = Sql::new::<DB>(&self.config.tables, &self.config.consumer);
-        let connection = self.pool.acquire().await.map_err(failed)?;
-        let mut open = Open::begin(connection, None).await.map_err(failed)?;
-        // One that no other process waits for.
-        let hash =
-            consumer_core::dedup::fingerprint(format!("{:?}", std::time::SystemTime::now()).as_bytes());
-        let record = Record { hash, key: bytes::Bytes::from_static(b"check"), fingerprint: None };
-        DB::record(open.connection(), &sql, &[&record]).await.map_err(failed)?;
+        let mut open = Open::begin(&self.pool, None).await.map_err(failed)?;
+        let hash = probe_record::<DB>(&mut open, &sql).await?;
         DB::known(open.connection(), &sql, &[hash]).await.map_err(failed)?;
         DB::sweep(open.connection(), &sql, LONGEST).await.map_err(failed)?;
         open.rollback().await;

@@ -13,9 +13,13 @@
 //! - A message whose record is there runs nothing and is a duplicate. One that comes while the first is at work waits for
 //!   what becomes of it: after a commit it is a duplicate, after a rollback it is its turn.
 //! - A known key with another payload is a conflict, and never acknowledged in silence.
-//! - A commit whose answer is lost is a transient failure: the next attempt finds the record, or does not.
+//! - After a commit whose answer is lost the record is looked for on another connection: there, the message is processed. Else,
+//!   or where there is no such connection, it is a transient failure, and the next attempt finds out.
 //! - A handler that swallows the error of a statement and succeeds is no success on PostgreSQL, whose COMMIT then rolls
 //!   back without an error: it is a transient failure.
+//!
+//! A handler returns every error of its [`Tx`]: a savepoint that fails to begin, or is dropped while it begins, ends the
+//! transaction under it.
 //!
 //! What it does not guarantee: anything outside of the transaction. A handler that writes by another connection, or calls
 //! another system, does that at least once.
@@ -27,13 +31,18 @@
 //!
 //! # Where it goes
 //! Inside the concurrency limit, which bounds the connections that are held, and outside the timeout, which so cannot drop
-//! a commit half way: there [`Pipeline`](consumer_core::Pipeline) puts it. There is one transaction for each attempt. A dedup
-//! layer outside is not needed; what it adds are attempts that are counted over processes, and messages that kill the
+//! a commit half way: there [`Pipeline`](consumer_core::Pipeline) puts it. There is one transaction for each attempt, so the
+//! retry layer is outside: a later attempt inside the same transaction is refused. Of outcomes only
+//! [`Processed`](consumer_core::Outcome::Processed) is committed: with any other a layer inside has settled what its handler
+//! did not do, such as a dead letter layer, and the transaction is rolled back with the record, so that a redriven copy runs.
+//! A dedup layer outside is not needed; what it adds are attempts that are counted over processes, and messages that kill the
 //! process found out.
 //!
-//! While there is no connection to be had, because the server is away or the pool is empty, messages wait and count no
-//! attempt, and the source is paused. A time-out of the handler leaves a statement behind that the server still executes:
-//! PostgreSQL's `statement_timeout` ends it.
+//! While there is no connection to be had, because the server is away or the pool is empty, or nothing can be written,
+//! because it is a standby or its disk is full, messages wait and count no attempt, and the source is paused. A record that
+//! waits for another transaction longer than a time limit allows (`lock_timeout`, `statement_timeout`), or clashes with it, is
+//! written again after a pause, which is no attempt either. A time-out of the handler leaves a statement behind that the
+//! server still executes: PostgreSQL's `statement_timeout` ends it.
 //!
 //! SQLite lets one transaction write at a time: the handlers of a layer run one after another, in turn. Other writers of the
 //! file, those of another layer or process, wait for as long as their `busy_timeout` says.

@@ -1,6 +1,7 @@
 //! The inbox at work on one message.
 
 use std::{
+    collections::HashSet,
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
@@ -11,12 +12,12 @@ use std::{
 
 use consumer_core::{
     BoxError, Failure, Message, Outcome,
-    dedup::{MissingKey, StoreKey},
+    dedup::{MissingKey, StoreKey, fingerprint},
 };
 use sqlx::Pool;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tower::Service;
 
@@ -27,12 +28,14 @@ use super::{
     outage::Outage,
     retention::Sweeper,
     statements::{Record, Sql},
-    transaction::{Lent, Open},
+    transaction::{Lent, Open, Slot},
 };
 use crate::{Database, SqlError};
 
-const FIRST_PROBE: Duration = Duration::from_millis(50);
-const LONGEST_PROBE: Duration = Duration::from_secs(2);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Whoever waits for a commit's fate waits no longer than this.
+const LOOK: Duration = Duration::from_secs(30);
 /// A record that is neither written nor found was deleted in between.
 const RECORD_TRIES: u32 = 3;
 
@@ -106,6 +109,10 @@ where
     DB: Database,
 {
     let record = shared.record_of(&message)?;
+    let outer = message.extension::<Arc<Slot<DB>>>();
+    if outer.is_some_and(|slot| record.as_ref().is_some_and(|record| slot.is_open_for(record.hash))) {
+        return Err(within_itself());
+    }
     // Before there is a connection to hold.
     let ready = message.answered_or_cancelled(poll_fn(|cx| inner.poll_ready(cx))).await;
     ready.ok_or_else(handed_back)?.map_err(Failure::from_error)?;
@@ -116,30 +123,37 @@ where
     let (open, found) = shared.enter(record.as_ref(), &message).await?;
     if let Some((_, recorded)) = found.first() {
         open.discard();
-        return known(record.and_then(|record| record.fingerprint), *recorded);
+        return known(record.as_ref().and_then(|record| record.fingerprint), *recorded);
     }
     if message.cancellation().is_cancelled() {
         open.discard();
         return Err(handed_back());
     }
     // Before the call, so that it is dropped after it: then the transaction is back.
-    let lent = Lent::new(open);
-    let answer = inner.call(message.with_extension(lent.slot())).await;
+    let lent = Lent::new(open, record.as_ref().map(|record| record.hash));
+    let answer = inner.call(message.clone().with_extension(lent.slot())).await;
     let answer = answer.map(Into::into).map_err(Failure::from_error);
     match (answer, lent.end()) {
-        (Ok(outcome), Some(open)) => {
+        (Ok(Outcome::Processed), Some(open)) => {
             if !lent.was_taken() {
                 shared.unused();
             }
-            open.commit().await.map_err(Failure::transient)?;
-            Ok(outcome)
+            if let Err(error) = open.commit().await {
+                let hash = record.as_ref().map(|record| record.hash);
+                let look = shared.found_after(&error, hash.as_slice());
+                if message.answered_or_cancelled(look).await.is_none_or(|found| found.is_empty()) {
+                    return Err(Failure::transient(error));
+                }
+            }
+            Ok(Outcome::Processed)
         }
-        (Ok(_), None) => Err(kept()),
-        (Err(failure), open) => {
+        (Ok(Outcome::Processed), None) => Err(kept()),
+        // With any other outcome a layer inside has settled what its handler did not do.
+        (answer, open) => {
             if let Some(open) = open {
                 open.rollback().await;
             }
-            Err(failure)
+            answer
         }
     }
 }
@@ -174,18 +188,50 @@ impl<DB: Database> Shared<DB> {
         message: &Message,
     ) -> Result<Begun<DB>, Failure> {
         let records: Vec<&Record> = record.into_iter().collect();
+        let mut pause = Duration::ZERO;
         loop {
             let begun = async {
+                if !pause.is_zero() {
+                    sleep(pause).await;
+                }
                 poll_fn(|cx| self.outage.poll_over(cx)).await;
                 self.begin(&records).await
             };
             match message.answered_or_cancelled(begun).await {
                 None => return Err(handed_back()),
                 Some(Ok(begun)) => return Ok(begun),
-                Some(Err(error)) if error.is_unavailable() => self.is_away(error),
-                Some(Err(error)) => return Err(Failure::transient(error)),
+                Some(Err(error)) => pause = self.pause_after(error, pause).map_err(Failure::transient)?,
             }
         }
+    }
+
+    /// How long to wait before trying again after an error before any handler has run, which is no attempt.
+    ///
+    /// # Errors
+    /// The error, where trying again is for others to decide.
+    pub(super) fn pause_after(
+        self: &Arc<Self>,
+        error: SqlError,
+        last: Duration,
+    ) -> Result<Duration, SqlError> {
+        // First, for a lock that was waited for too long counts as unavailable as well.
+        if error.is_contended() {
+            tracing::warn!(%error, source = std::error::Error::source(&error), consumer = %self.config.consumer, "a message waits for others in the database");
+            return Ok((last * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE));
+        }
+        if is_outage(&error) {
+            self.is_away(error);
+            return Ok(Duration::ZERO);
+        }
+        Err(error)
+    }
+
+    /// Writes a record that no other process waits for, and takes it back.
+    pub(super) async fn try_record(&self) -> Result<(), SqlError> {
+        let mut open = self.open().await?;
+        probe_record::<DB>(&mut open, &self.sql).await?;
+        open.rollback().await;
+        Ok(())
     }
 
     /// Records that another transaction has written and not committed are waited for.
@@ -211,10 +257,25 @@ impl<DB: Database> Shared<DB> {
         Err(failed(sqlx::Error::Protocol("its record comes and goes".to_owned())))
     }
 
+    /// After a commit whose answer is lost: the records that are there all the same. Their messages are done, and may have
+    /// no attempt left to find that out by.
+    pub(super) async fn found_after(&self, error: &SqlError, hashes: &[u128]) -> HashSet<u128> {
+        if !error.is_unavailable() || hashes.is_empty() {
+            return HashSet::new();
+        }
+        let look = async {
+            let mut connection = self.pool.acquire().await?;
+            DB::known(&mut connection, &self.sql, hashes).await
+        };
+        // Not to be known is as not there: the next attempt finds out.
+        let known = timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default();
+        known.into_iter().map(|(hash, _)| hash).collect()
+    }
+
     pub(super) async fn open(&self) -> Result<Open<DB>, SqlError> {
         let open = async {
             let turn = self.turn().await;
-            Open::begin(self.pool.acquire().await?, turn).await
+            Open::begin(&self.pool, turn).await
         };
         open.await.map_err(|error| SqlError::driver("the inbox has no transaction for the message", error))
     }
@@ -246,23 +307,34 @@ impl<DB: Database> Shared<DB> {
     }
 }
 
-/// Ends the outage as soon as a transaction can be begun, or the database says why not.
+/// Ends the outage as soon as a record can be written, or the database says why not.
 async fn probe<DB: Database>(shared: Weak<Shared<DB>>) {
-    let mut wait = FIRST_PROBE;
+    let mut wait = FIRST_PAUSE;
     loop {
         sleep(wait).await;
         let Some(shared) = shared.upgrade() else { return };
-        match shared.open().await {
-            Err(error) if error.is_unavailable() => wait = (wait * 2).min(LONGEST_PROBE),
-            answer => {
-                if let Ok(open) = answer {
-                    open.discard();
-                }
+        // A full disk and a standby begin transactions.
+        match shared.try_record().await {
+            Err(error) if is_outage(&error) => wait = (wait * 2).min(LONGEST_PAUSE),
+            _ => {
                 tracing::info!(consumer = %shared.config.consumer, "the database answers again");
                 return shared.outage.ends();
             }
         }
     }
+}
+
+fn is_outage(error: &SqlError) -> bool {
+    (error.is_unavailable() || error.is_standby()) && !error.is_contended()
+}
+
+/// Writes a record that no other process waits for. The transaction has to be rolled back.
+pub(super) async fn probe_record<DB: Database>(open: &mut Open<DB>, sql: &Sql) -> Result<u128, SqlError> {
+    let hash = fingerprint(format!("{:?}", std::time::SystemTime::now()).as_bytes());
+    let record = Record { hash, key: bytes::Bytes::from_static(b"check"), fingerprint: None };
+    let written = DB::record(open.connection(), sql, &[&record]).await;
+    written.map_err(|error| SqlError::driver("the inbox cannot be used", error))?;
+    Ok(hash)
 }
 
 /// What becomes of a message whose record is there.
@@ -278,6 +350,13 @@ pub(super) fn known(print: Option<u128>, recorded: Option<u128>) -> Result<Outco
 pub(super) fn kept() -> Failure {
     Failure::permanent(
         "the handler has returned and something it has spawned still has the transaction: nothing is committed",
+    )
+}
+
+fn within_itself() -> Failure {
+    Failure::permanent(
+        "two inbox layers around the handler record the same key for the same consumer: the inner one would wait for \
+         the outer one for ever; leave one out, or give each a consumer name of its own",
     )
 }
 

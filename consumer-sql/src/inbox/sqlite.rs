@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use sqlx::{
-    AssertSqlSafe, Row, SqlSafeStr, SqlStr, Sqlite, SqliteConnection, pool::PoolConnection, query, raw_sql,
+    AssertSqlSafe, Connection, Row, SqlSafeStr, SqlStr, Sqlite, SqliteConnection, pool::PoolConnection,
+    query, raw_sql,
 };
 use sqlx_core::transaction::TransactionManager;
 
@@ -11,6 +12,8 @@ use super::statements::{PORTION, Record, Sql, Statements, number};
 
 /// There are no arrays: the lists are made for their number of values.
 const LIST: &str = "/*list*/";
+
+type Manager = <Sqlite as sqlx::Database>::TransactionManager;
 
 impl Statements for Sqlite {
     const ONE_WRITER: bool = true;
@@ -74,8 +77,15 @@ impl Statements for Sqlite {
         raw_sql(statements).execute(connection).await.map(drop)
     }
 
+    /// A savepoint of the handler that has been forgotten is released before.
     async fn commit(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        <Self as sqlx::Database>::TransactionManager::commit(connection).await
+        if !connection.is_in_transaction() {
+            return Err(sqlx::Error::Protocol("the handler has ended the transaction".to_owned()));
+        }
+        while connection.is_in_transaction() {
+            Manager::commit(connection).await?;
+        }
+        Ok(())
     }
 
     async fn sweep(
@@ -92,7 +102,10 @@ impl Statements for Sqlite {
     /// The thread of the connection knows what of BEGIN and COMMIT was done and not heard of, and needs to be told in any
     /// case. Closing it would lose a database in memory.
     fn abandon(mut connection: PoolConnection<Self>) {
-        <Self as sqlx::Database>::TransactionManager::start_rollback(&mut connection);
+        // Savepoints that a handler has forgotten are rolled back before.
+        for _ in 0..Manager::get_transaction_depth(&connection).max(1) {
+            Manager::start_rollback(&mut connection);
+        }
     }
 }
 

@@ -4,12 +4,12 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
-use sqlx::{Connection, pool::PoolConnection};
+use sqlx::{Connection, Pool, pool::PoolConnection};
 use sqlx_core::transaction::TransactionManager;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
@@ -31,13 +31,23 @@ pub(super) struct Open<DB: Database> {
 
 impl<DB: Database> Open<DB> {
     pub(super) async fn begin(
-        connection: PoolConnection<DB>,
+        pool: &Pool<DB>,
         turn: Option<OwnedSemaphorePermit>,
     ) -> Result<Self, sqlx::Error> {
-        let mut open = Self { connection: Some(connection), _turn: turn };
-        let begin = sqlx::SqlSafeStr::into_sql_str(DB::BEGIN);
-        DB::TransactionManager::begin(open.connection(), Some(begin)).await?;
-        Ok(open)
+        let mut open = Self { connection: None, _turn: turn };
+        loop {
+            open.connection = Some(pool.acquire().await?);
+            let begin = sqlx::SqlSafeStr::into_sql_str(DB::BEGIN);
+            match DB::TransactionManager::begin(open.connection(), Some(begin)).await {
+                // A handler has ended its transaction by a statement, and sqlx counts it still: no use is left in this one.
+                Err(sqlx::Error::InvalidSavePointStatement) => {
+                    if let Some(connection) = open.connection.take() {
+                        let _ = connection.close().await;
+                    }
+                }
+                begun => return begun.map(|()| open),
+            }
+        }
     }
 
     #[expect(clippy::expect_used, reason = "only what consumes the transaction takes the connection")]
@@ -98,7 +108,10 @@ impl<DB: Database> Drop for Open<DB> {
 /// Where the transaction of a message lies while nobody uses it: the layer and the handler share it.
 pub(super) struct Slot<DB: Database> {
     state: Mutex<State<DB>>,
-    was_taken: AtomicBool,
+    /// Of the message's record.
+    hash: Option<u128>,
+    /// The attempt that has taken it first, from 1.
+    attempt: AtomicU32,
 }
 
 enum State<DB: Database> {
@@ -112,6 +125,8 @@ enum State<DB: Database> {
 pub(super) enum NotHere {
     Taken,
     Over,
+    /// An earlier attempt has had it.
+    Retried,
 }
 
 impl<DB: Database> Slot<DB> {
@@ -119,11 +134,22 @@ impl<DB: Database> Slot<DB> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn take(&self) -> Result<Open<DB>, NotHere> {
+    /// Whether the message with this record is within the layer.
+    pub(super) fn is_open_for(&self, hash: u128) -> bool {
+        self.hash == Some(hash) && !matches!(*self.state(), State::Over)
+    }
+
+    /// What an earlier attempt has done is still in it: only that attempt can have it again.
+    pub(super) fn take(&self, attempt: u32) -> Result<Open<DB>, NotHere> {
         let mut state = self.state();
         match mem::replace(&mut *state, State::Taken) {
             State::Here(open) => {
-                self.was_taken.store(true, Ordering::Relaxed);
+                let first = self.attempt.load(Ordering::Relaxed);
+                if first != 0 && first != attempt {
+                    *state = State::Here(open);
+                    return Err(NotHere::Retried);
+                }
+                self.attempt.store(attempt, Ordering::Relaxed);
                 Ok(open)
             }
             State::Taken => Err(NotHere::Taken),
@@ -157,8 +183,8 @@ impl<DB: Database> Slot<DB> {
 pub(super) struct Lent<DB: Database>(Arc<Slot<DB>>);
 
 impl<DB: Database> Lent<DB> {
-    pub(super) fn new(open: Open<DB>) -> Self {
-        Self(Arc::new(Slot { state: Mutex::new(State::Here(open)), was_taken: AtomicBool::new(false) }))
+    pub(super) fn new(open: Open<DB>, hash: Option<u128>) -> Self {
+        Self(Arc::new(Slot { state: Mutex::new(State::Here(open)), hash, attempt: AtomicU32::new(0) }))
     }
 
     /// For the message that goes inwards.
@@ -167,7 +193,7 @@ impl<DB: Database> Lent<DB> {
     }
 
     pub(super) fn was_taken(&self) -> bool {
-        self.0.was_taken.load(Ordering::Relaxed)
+        self.0.attempt.load(Ordering::Relaxed) != 0
     }
 
     /// The transaction, unless somebody still has it.

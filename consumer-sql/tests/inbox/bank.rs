@@ -5,13 +5,14 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use consumer_core::{Failure, Message, Outcome};
 use consumer_sql::{Database, InboxLayer, SqlError, Tables, migrate};
 use sqlx::{
-    AssertSqlSafe, Pool, Postgres, Sqlite,
+    AssertSqlSafe, Connection, Pool, Postgres, Sqlite,
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
@@ -31,6 +32,17 @@ pub(crate) trait Under: Database + Sized {
         connection: &mut Self::Connection,
         sql: String,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Begins a savepoint that is dropped before it has begun.
+    fn begin_and_drop(connection: &mut Self::Connection) -> impl Future<Output = ()> + Send {
+        poll_and_drop(connection.begin())
+    }
+}
+
+/// Polls once: it is sent, and whoever asked has gone.
+async fn poll_and_drop(future: impl Future) {
+    let mut future = std::pin::pin!(future);
+    let is_pending = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending()));
+    assert!(is_pending.await);
 }
 
 tokio::task_local! {
@@ -176,6 +188,12 @@ impl Under for Postgres {
 
     async fn number(pool: &Pool<Self>, sql: String) -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(pool).await.unwrap()
+    }
+
+    /// The server is busy when it comes.
+    async fn begin_and_drop(connection: &mut Self::Connection) {
+        poll_and_drop(sqlx::raw_sql("SELECT pg_sleep(1)").execute(&mut *connection)).await;
+        poll_and_drop(connection.begin()).await;
     }
 
     async fn execute(connection: &mut Self::Connection, sql: String) -> Result<(), sqlx::Error> {

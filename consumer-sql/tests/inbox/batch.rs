@@ -9,12 +9,12 @@ use std::{
 };
 
 use consumer_core::{Failure, FailureKind, Message, Outcome, TimeoutLayer, handler::handler};
-use consumer_sql::{Tx, inbox::Inbox};
+use consumer_sql::{InboxLayer, Tx, inbox::Inbox};
 use sqlx::Postgres;
 use tokio::{sync::Semaphore, task::JoinHandle};
 use tower::{Service, service_fn};
 
-use super::bank::{Bank, Under, book, message, run, sql_error, stack, until};
+use super::bank::{Bank, Log, Under, book, message, run, sql_error, stack, until};
 
 /// As in the other files; a batch is a batch in each.
 macro_rules! on_both {
@@ -46,6 +46,8 @@ on_both! {
     a_commit_that_fails_fails_all_and_then_only_its_cause
     a_message_that_is_dropped_or_panics_takes_none_of_the_others_along
     a_transaction_that_is_kept_costs_the_batch_and_nothing_more
+    a_handler_that_says_commit_makes_no_duplicates_of_what_has_not_run
+    who_loses_the_transaction_is_alone_next_time
     a_handler_that_hangs_holds_up_the_batch_for_its_time_out
 }
 
@@ -98,6 +100,11 @@ impl<DB: Under> Batch<DB> {
                     }
                     b"orphan" => {
                         DB::execute(&mut tx, "INSERT INTO cards (account) VALUES (17)".into()).await?;
+                    }
+                    b"commits" => DB::execute(&mut tx, "COMMIT".into()).await?,
+                    b"drops a savepoint" => {
+                        DB::begin_and_drop(&mut tx).await;
+                        return Err(Failure::transient("no"));
                     }
                     b"panics" => panic!("broken"),
                     b"keeps" => kept.lock().unwrap().push(tx),
@@ -258,6 +265,71 @@ async fn a_transaction_that_is_kept_costs_the_batch_and_nothing_more<DB: Under>(
     assert!(ended[1].as_ref().unwrap_err().is_permanent(), "{ended:?}");
     assert!(processed(&ended[2]), "{ended:?}");
     assert_eq!(batch.sums().await, (10, 2));
+}
+
+/// The records of those behind it were committed with it.
+async fn a_handler_that_says_commit_makes_no_duplicates_of_what_has_not_run<DB: Under>() {
+    let batch = Batch::<DB>::open().await;
+    let log = Log::of_process();
+    let consumer = format!("commits-{}", DB::NAME);
+    let layer = InboxLayer::new(batch.bank.pool.clone(), &*consumer).tables(batch.bank.tables.clone());
+    let stack = stack(&layer.batch(32).batches_at_once(1), batch.handler());
+    let what = ["books", "commits", "books", "fails", "books"];
+    let messages = || what.iter().enumerate().map(|(n, what)| does(&n.to_string(), what)).collect();
+    let ended = batch.ended(&stack, messages()).await;
+    for n in [0, 1] {
+        assert!(ended[n].as_ref().unwrap_err().is_transient(), "{ended:?}");
+    }
+    assert!(processed(&ended[2]) && ended[3].is_err() && processed(&ended[4]), "{ended:?}");
+    // SQLite: "no such savepoint".
+    assert!(!sql_error(ended[0].as_ref().unwrap_err()).is_schema());
+    assert_eq!(batch.sums().await, (25, 5));
+    assert_eq!(log.count(&["ended the inbox's transaction", &consumer]), 1);
+    for n in [0, 1] {
+        let again = run(&stack, does(&n.to_string(), what[n])).await.unwrap();
+        assert_eq!(again, Outcome::Duplicate, "its effect was committed");
+    }
+}
+
+/// What is rolled back has no records to be taken back; another process may have written its own by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn postgres_a_savepoint_that_is_dropped_half_way_rolls_the_batch_back_and_no_more() {
+    let batch = Batch::<Postgres>::open().await;
+    let log = Log::of_process();
+    let consumer = "drops-a-savepoint";
+    let layer = InboxLayer::new(batch.bank.pool.clone(), consumer).tables(batch.bank.tables.clone());
+    let stack = stack(&layer.batch(32).batches_at_once(1), batch.handler());
+    let messages = vec![does("a", "books"), does("b", "drops a savepoint"), does("c", "books")];
+    let ended = batch.ended(&stack, messages).await;
+    assert!(ended[0].as_ref().unwrap_err().chain().contains("all of it is rolled back"), "{ended:?}");
+    assert!(ended[1].is_err() && processed(&ended[2]), "{ended:?}");
+    assert_eq!(batch.sums().await, (10, 2));
+    assert_eq!(log.count(&["ended the inbox's transaction", consumer]), 0);
+}
+
+async fn who_loses_the_transaction_is_alone_next_time<DB: Under>() {
+    let batch = Batch::<DB>::open().await;
+    let stack = stack(&batch.bank.layer(), batch.handler());
+    let loses = || does("loses", "keeps");
+    let ended = async |messages| {
+        let (first, others) = batch.behind_the_first(&stack, messages).await;
+        batch.gate.add_permits(1);
+        assert!(processed(&first.await.unwrap()));
+        until("it is kept", || async { batch.kept.lock().unwrap().len() == 1 }).await;
+        batch.kept.lock().unwrap().clear();
+        let mut ended = Vec::new();
+        for other in others {
+            ended.push(processed(&other.await.unwrap()));
+        }
+        ended
+    };
+    assert_eq!(ended(vec![does("a", "books"), loses(), does("b", "books")]).await, [false, false, true]);
+    for n in 0..2 {
+        let (before, behind) = (format!("before-{n}"), format!("behind-{n}"));
+        let messages = vec![does(&before, "books"), loses(), does(&behind, "books")];
+        assert_eq!(ended(messages).await, [true, false, true]);
+    }
 }
 
 async fn a_handler_that_hangs_holds_up_the_batch_for_its_time_out<DB: Under>() {

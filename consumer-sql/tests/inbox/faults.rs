@@ -171,13 +171,114 @@ async fn postgres_missing_rights_are_told() {
     let options: PgConnectOptions = xtask::servers::shared_postgres().parse().unwrap();
     let stranger = options.clone().username(&format!("r_{schema}"));
     let standby = options.options([("default_transaction_read_only", "on"), ("search_path", &schema)]);
-    for (options, word) in [(stranger, "may not do this"), (standby, "read only")] {
-        let layer = InboxLayer::new(PgPool::connect_lazy_with(options), "bank").tables(bank.tables.clone());
-        let failure = run(&stack(&layer, handler(books::<Postgres>)), message("a")).await.unwrap_err();
-        let error = sql_error(&failure);
-        assert!(error.is_denied() && error.to_string().contains(word), "{error}");
-        assert!(layer.check().await.unwrap_err().is_denied());
+    let layer =
+        |options| InboxLayer::new(PgPool::connect_lazy_with(options), "bank").tables(bank.tables.clone());
+    let stranger = layer(stranger);
+    let failure = run(&stack(&stranger, handler(books::<Postgres>)), message("a")).await.unwrap_err();
+    let error = sql_error(&failure);
+    assert!(error.is_denied() && error.to_string().contains("may not do this"), "{error}");
+    assert!(stranger.check().await.unwrap_err().is_denied());
+    let error = layer(standby).check().await.unwrap_err();
+    assert!(error.is_denied() && error.to_string().contains("read only"), "{error}");
+}
+
+/// What ends the wait for a concurrent first one says nothing about the message, nor about the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn postgres_a_time_limit_or_a_clash_while_waiting_for_another_is_no_attempt() {
+    let bank = Bank::<Postgres>::open().await;
+    let log = Log::of_process();
+    for (n, (option, value)) in [
+        ("lock_timeout", "50ms"),
+        ("statement_timeout", "50ms"),
+        ("default_transaction_isolation", "serializable"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for batch in [1, 8] {
+            let gate = Arc::new(Semaphore::new(0));
+            let begun = Arc::new(AtomicU32::new(0));
+            let waits = {
+                let (gate, begun) = (gate.clone(), begun.clone());
+                move |mut tx: Tx<Postgres>| {
+                    let (gate, begun) = (gate.clone(), begun.clone());
+                    async move {
+                        book::<Postgres>(&mut tx, 5).await?;
+                        begun.fetch_add(1, Ordering::SeqCst);
+                        gate.acquire().await.unwrap().forget();
+                        Ok::<_, Failure>(())
+                    }
+                }
+            };
+            let options: PgConnectOptions = xtask::servers::shared_postgres().parse().unwrap();
+            let limited = PgPool::connect_lazy_with(
+                options.options([("search_path", bank.home.as_str()), (option, value)]),
+            );
+            let consumer = format!("limited-by-{option}-{batch}");
+            let layer = |pool| InboxLayer::new(pool, &*consumer).tables(bank.tables.clone()).batch(batch);
+            let first = stack(&layer(bank.pool.clone()), handler(waits));
+            let second = stack(&layer(limited), handler(books::<Postgres>));
+            let first = tokio::spawn(async move { run(&first, message("a")).await });
+            until("the first has begun", || async { begun.load(Ordering::SeqCst) == 1 }).await;
+            let second = tokio::spawn(async move { run(&second, message("a")).await });
+            let waits_for_lock = format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{}%'",
+                bank.home
+            );
+            let told = || log.count(&["a message waits for others", &consumer]);
+            until("the second has met it", || async {
+                // A clash is found out when the first is committed.
+                let waits = Postgres::number(&bank.pool, waits_for_lock.clone()).await > 0;
+                if n == 2 { waits } else { told() > 0 }
+            })
+            .await;
+            gate.add_permits(1);
+            assert_eq!(first.await.unwrap().unwrap(), Outcome::Processed);
+            assert_eq!(second.await.unwrap().unwrap(), Outcome::Duplicate, "{option}");
+            assert!(told() > 0, "{option}");
+            assert_eq!(log.count(&["waiting for the database", &consumer]), 0, "{option}");
+        }
     }
+    assert_eq!(bank.balance().await, 30);
+}
+
+/// A primary that has been demoted begins transactions, and writes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn postgres_that_only_reads_for_a_while_is_waited_for() {
+    let (server, pool) = own_server().await;
+    let log = Log::of_process();
+    let options: PgConnectOptions = server.url().parse().unwrap();
+    let admin = PgPool::connect_lazy_with(options.options([("default_transaction_read_only", "off")]));
+    let demote = async |reads_only: &str| {
+        let alter = format!("ALTER SYSTEM SET default_transaction_read_only = {reads_only}");
+        sqlx::query(sqlx::AssertSqlSafe(alter)).execute(&admin).await.unwrap();
+        sqlx::query("SELECT pg_reload_conf()").execute(&admin).await.unwrap();
+    };
+    for batch in [1, 8] {
+        demote("on").await;
+        // One, so that no two of them learn of it at different times.
+        let one: PgPool =
+            sqlx::pool::PoolOptions::new().max_connections(1).connect_lazy(&server.url()).unwrap();
+        until("it only reads", || async {
+            let said: String =
+                sqlx::query_scalar("SHOW default_transaction_read_only").fetch_one(&one).await.unwrap();
+            said == "on"
+        })
+        .await;
+        let consumer = format!("bank-of-a-standby-{batch}");
+        let layer = InboxLayer::new(one, &*consumer).batch(batch);
+        let mut waiting = stack(&layer, handler(books::<Postgres>)).oneshot(message("a"));
+        // Some probes.
+        let answer = tokio::time::timeout(Duration::from_millis(400), &mut waiting).await;
+        assert!(answer.is_err(), "{answer:?}");
+        demote("off").await;
+        assert_eq!(waiting.await.unwrap(), Outcome::Processed);
+        assert_eq!(log.count(&["waiting for the database", &consumer]), 1);
+        assert_eq!(log.count(&["answers again", &consumer]), 1);
+    }
+    assert_eq!(balance(&pool).await, 10);
 }
 
 /// A server of the test's own, with accounts.
@@ -241,48 +342,70 @@ async fn fm31_postgres_is_away_for_a_while() {
     assert_eq!(balance(&pool).await, 10);
 }
 
-/// The commit is done and its answer lost, or lost itself: the next attempt finds out.
+/// The commit is done and its answer lost, or lost itself. Where there is another connection that tells, also when there is no
+/// attempt left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs servers: cargo xtask test"]
 async fn postgres_a_commit_without_an_answer_is_done_once() {
     let (server, pool) = own_server().await;
-    for (id, lost, then, sum) in [
-        ("a", Direction::ToClient, Outcome::Duplicate, 5),
-        ("b", Direction::ToServer, Outcome::Processed, 10),
-    ] {
-        let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], server.port())).await.unwrap());
-        let url = format!("postgres://postgres@{}/postgres", proxy.addr());
-        let layer = InboxLayer::new(pool_at(&url), "bank");
-        let hung = Arc::new(Semaphore::new(0));
-        let breaks = {
-            let (proxy, hung) = (proxy.clone(), hung.clone());
-            move |mut tx: Tx<Postgres>| {
+    let mut sum = 0;
+    for batch in [1, 8] {
+        for (lost, is_refused) in
+            [(Direction::ToClient, false), (Direction::ToClient, true), (Direction::ToServer, false)]
+        {
+            let id = format!("{batch}-{lost:?}-{is_refused}");
+            let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], server.port())).await.unwrap());
+            let url = format!("postgres://postgres@{}/postgres", proxy.addr());
+            let patience = Duration::from_millis(if is_refused { 200 } else { 20_000 });
+            let narrow: PgPool =
+                sqlx::pool::PoolOptions::new().acquire_timeout(patience).connect_lazy(&url).unwrap();
+            let layer = InboxLayer::new(narrow, "bank").batch(batch);
+            let hung = Arc::new(Semaphore::new(0));
+            let breaks = {
                 let (proxy, hung) = (proxy.clone(), hung.clone());
-                async move {
-                    book::<Postgres>(&mut tx, 5).await?;
-                    proxy.hang(lost);
-                    hung.add_permits(1);
-                    Ok::<_, Failure>(())
+                move |mut tx: Tx<Postgres>| {
+                    let (proxy, hung) = (proxy.clone(), hung.clone());
+                    async move {
+                        book::<Postgres>(&mut tx, 5).await?;
+                        proxy.hang(lost);
+                        hung.add_permits(1);
+                        Ok::<_, Failure>(())
+                    }
+                }
+            };
+            let broken = stack(&layer, handler(breaks));
+            let cut = async {
+                hung.acquire().await.unwrap().forget();
+                proxy
+                    .until(|counts| match lost {
+                        Direction::ToClient => counts.to_client.held > 0,
+                        _ => counts.to_server.held > 0,
+                    })
+                    .await;
+                if is_refused {
+                    proxy.refuse();
+                }
+                proxy.cut().await;
+                proxy.resume(lost);
+            };
+            let (answer, ()) = tokio::join!(run(&broken, message(&id)), cut);
+            let is_known = lost == Direction::ToClient && !is_refused;
+            match answer {
+                Ok(outcome) => assert!(is_known && outcome == Outcome::Processed, "{id}: {outcome:?}"),
+                Err(failure) => {
+                    assert!(!is_known && failure.is_transient(), "{id}: {failure:?}");
+                    assert!(sql_error(&failure).is_unavailable(), "{id}: {failure:?}");
                 }
             }
-        };
-        let broken = stack(&layer, handler(breaks));
-        let cut = async {
-            hung.acquire().await.unwrap().forget();
-            proxy
-                .until(|counts| match lost {
-                    Direction::ToClient => counts.to_client.held > 0,
-                    _ => counts.to_server.held > 0,
-                })
-                .await;
-            proxy.cut().await
-        };
-        let (answer, _) = tokio::join!(run(&broken, message(id)), cut);
-        let failure = answer.unwrap_err();
-        assert!(failure.is_transient() && sql_error(&failure).is_unavailable(), "{failure:?}");
-        let direct = stack(&InboxLayer::new(pool.clone(), "bank"), handler(books::<Postgres>));
-        assert_eq!(run(&direct, message(id)).await.unwrap(), then);
-        assert_eq!(balance(&pool).await, sum);
+            let direct = stack(&InboxLayer::new(pool.clone(), "bank"), handler(books::<Postgres>));
+            let then = match lost {
+                Direction::ToClient => Outcome::Duplicate,
+                _ => Outcome::Processed,
+            };
+            assert_eq!(run(&direct, message(&id)).await.unwrap(), then, "{id}");
+            sum += 5;
+            assert_eq!(balance(&pool).await, sum, "{id}");
+        }
     }
 }
 
