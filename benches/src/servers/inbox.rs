@@ -34,14 +34,15 @@ pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<
     let pool = PgPoolOptions::new().max_connections(20).connect(&servers.postgres).await?;
     migrate::<Postgres>(&mut *pool.acquire().await?, &tables()?).await?;
     accounts_postgres(&pool).await?;
-    let (mut bare, mut inbox, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut inbox, mut single, mut batch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     // In turn, since the machine is not the same from one minute to the next.
     for _ in 0..ROUNDS {
         bare.push(bare_postgres(&pool).await?);
         inbox.push(inbox_postgres(&pool, AT_ONCE, |layer| layer).await?);
+        single.push(inbox_postgres(&pool, 1, |layer| layer).await?);
         batch.push(inbox_postgres(&pool, IN_BATCHES, |layer| layer.batch(BATCH)).await?);
     }
-    rows(report, "postgresql", middle(bare), middle(inbox), middle(batch));
+    rows(report, "postgresql", middle(bare), middle(inbox), middle(single), middle(batch));
 
     let folder = std::env::temp_dir().join(format!("bench-inbox-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -52,13 +53,14 @@ pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<
     let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
     migrate::<Sqlite>(&mut *pool.acquire().await?, &tables()?).await?;
     accounts_sqlite(&pool).await?;
-    let (mut bare, mut inbox, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut inbox, mut single, mut batch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         bare.push(bare_sqlite(&pool).await?);
         inbox.push(inbox_sqlite(&pool, AT_ONCE, |layer| layer).await?);
+        single.push(inbox_sqlite(&pool, 1, |layer| layer).await?);
         batch.push(inbox_sqlite(&pool, IN_BATCHES, |layer| layer.batch(BATCH)).await?);
     }
-    rows(report, "sqlite", middle(bare), middle(inbox), middle(batch));
+    rows(report, "sqlite", middle(bare), middle(inbox), middle(single), middle(batch));
     std::fs::remove_dir_all(&folder)?;
     Ok(())
 }
@@ -90,11 +92,14 @@ pub(super) async fn remembered(report: &mut Report, servers: &Servers) -> Fallib
     Ok(())
 }
 
-fn rows(report: &mut Report, database: &str, bare: f64, inbox: f64, batch: f64) {
+fn rows(report: &mut Report, database: &str, bare: f64, inbox: f64, single: f64, batch: f64) {
     let row = |what: &str, value| Row::new(format!("inbox, {database}: {what}"), value, "messages/s");
     report.add(row("the bare transaction, 16 at once", bare));
     report.add(row("one by one, 16 at once", inbox).against("bare", bare).ratio_at_least(0.7));
-    report.add(row("in batches of 64", batch).against("one by one", inbox).ratio_at_least(5.0));
+    report.add(row("one by one, one at a time", single));
+    report.add(row("in batches of 64", batch).against("one by one, 16 at once", inbox).ratio_at_least(5.0));
+    report
+        .add(row("in batches of 64", batch).against("one by one, one at a time", single).ratio_at_least(5.0));
 }
 
 fn tables() -> Fallible<Tables> {
