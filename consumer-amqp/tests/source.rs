@@ -239,7 +239,7 @@ async fn the_order_of_a_single_active_consumer_is_kept_over_a_close() {
     let described = Queue::quorum(common::unique("q")).single_active_consumer();
     admin(&url).ensure_queue(described.clone()).await.unwrap();
     let consumer = || AmqpSource::builder(&url).queue(described.clone());
-    for run in 0..30 {
+    for run in 0..10 {
         produce(&publisher, described.name(), 0..20).await;
         let mut member = drive(consumer().prefetch(10));
         let got = member.take(10, "as many as it may hold").await;
