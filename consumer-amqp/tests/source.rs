@@ -102,7 +102,8 @@ async fn a_nack_hands_it_over_again_before_others_and_a_reject_leads_to_the_dead
     let queue = queue(&url).await;
     produce(&publisher(&url), &queue, 0..4).await;
     let mut member = drive(consumer(&url, &queue));
-    member.set_room(2);
+    // One by one, or the third may be here before the first is handed back.
+    member.set_room(1);
     let got = member.take(2, "the first two").await;
     member.settle(got[0].tag, Settlement::Nack);
     member.settle(got[1].tag, Settlement::Reject);
