@@ -24,6 +24,7 @@
 //! | `consumer_overlap_total` | counter | | dedup | effects that may have happened twice: completed though the claim was lost, or by two owners |
 //! | `consumer_bypassed_total` | counter | | dedup | messages processed without protection while the store was down |
 //! | `consumer_keyless_total` | counter | | dedup | messages processed without an idempotency key |
+//! | `consumer_inbox_unused_total` | counter | | inbox | messages whose handler succeeded without the inbox's transaction |
 //! | `consumer_claims_lost_total` | counter | | dedup | handlers stopped because their claim ran out or was taken over |
 //! | `consumer_crash_suspects_total` | counter | | dedup | messages that had to run alone |
 //! | `consumer_store_duration_seconds` | histogram | `operation` | dedup | answers of the store to what a message waits for: `claim`, `complete` |

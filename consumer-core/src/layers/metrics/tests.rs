@@ -128,5 +128,5 @@ fn every_name_has_the_prefix_and_is_in_the_table_of_the_docs() {
         assert!(docs.contains(&format!("`{name}`")), "{name} is not in the table");
         seen += 1;
     }
-    assert_eq!(seen, 20);
+    assert_eq!(seen, 21);
 }
