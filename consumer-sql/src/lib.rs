@@ -16,6 +16,7 @@
 //! attempt that failed or timed out had its effect all the same, the database is lost, or a duplicate comes after the retention.
 
 mod admin;
+mod availability;
 mod database;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod dedup;

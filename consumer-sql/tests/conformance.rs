@@ -1,5 +1,5 @@
 //! The stores keep the rules that every dedup store has to keep, and follow the reference model.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 #[cfg(feature = "sqlite")]
 mod sqlite {

@@ -1,5 +1,5 @@
 //! The README's table of stores and guarantees says what they do.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 use std::{collections::HashMap, time::Duration};
 

@@ -1,6 +1,6 @@
 //! From the outbox to the inbox, while relay and consumer are killed 200 times at random moments: nothing is lost, nothing
 //! has its effect twice, and each key keeps its order.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 use std::{
     process::{Child, Command, Stdio},

@@ -1,5 +1,5 @@
 //! Migrations: by several at once, by users without rights, and again.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 use consumer_sql::{Tables, migrate};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Sqlite, SqliteConnection};

@@ -11,11 +11,10 @@ use tokio::{
 };
 
 use super::{
-    availability::Availability,
     batch::{Batch, Changes, Loaded},
     jobs::{Job, Keys},
 };
-use crate::SqlError;
+use crate::{SqlError, availability::Availability};
 
 /// Jobs in one batch. More would keep other processes from an SQLite file for longer.
 pub(super) const BATCH: usize = 512;

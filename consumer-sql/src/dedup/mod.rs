@@ -1,6 +1,5 @@
 //! The dedup store in a database: what the databases share.
 
-mod availability;
 mod batch;
 mod driver;
 mod jobs;
@@ -15,7 +14,8 @@ use std::{future::Future, sync::Arc};
 use consumer_core::dedup::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
-use availability::Availability;
+use crate::availability::Availability;
+
 use driver::{Backend, Driver};
 use jobs::{Answer, Job};
 

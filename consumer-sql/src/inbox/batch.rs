@@ -7,7 +7,6 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     error::Error,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,7 +20,8 @@ use tokio::{
 use tower::Service;
 
 use super::{
-    service::{FIRST_PAUSE, LONGEST_PAUSE, Shared, handed_back, kept, known},
+    failures::{BatchFailed, failed, gone, handed_back, kept, lost, rolled_back},
+    service::{FIRST_PAUSE, LONGEST_PAUSE, Shared, known},
     statements::Record,
     transaction::{Lent, Open},
 };
@@ -294,7 +294,7 @@ impl<DB: Database> Shared<DB> {
         let forget = AssertSqlSafe(forget.join("; ")).into_sql_str();
         let mut pause = FIRST_PAUSE;
         loop {
-            std::future::poll_fn(|cx| self.outage.poll_over(cx)).await;
+            std::future::poll_fn(|cx| self.availability.poll_up(cx)).await;
             let done = async {
                 let _turn = self.turn().await;
                 DB::run(&mut *self.pool.acquire().await?, forget.clone()).await
@@ -316,7 +316,7 @@ impl<DB: Database> Shared<DB> {
             if !pause.is_zero() {
                 sleep(pause).await;
             }
-            std::future::poll_fn(|cx| self.outage.poll_over(cx)).await;
+            std::future::poll_fn(|cx| self.availability.poll_up(cx)).await;
             entries.retain(|entry| !entry.turn.is_closed());
             // In one order in all processes, for they wait for each other's records.
             let mut records: Vec<&Record> =
@@ -467,38 +467,4 @@ impl<'a, DB: Database> Batch<'a, DB> {
 
 async fn run_statements<DB: Database>(open: &mut Open<DB>, statements: String) -> Result<(), SqlError> {
     DB::run(open.connection(), AssertSqlSafe(statements).into_sql_str()).await.map_err(failed)
-}
-
-fn failed(error: sqlx::Error) -> SqlError {
-    SqlError::driver("the inbox's transaction has failed", error)
-}
-
-fn lost() -> SqlError {
-    failed(sqlx::Error::Protocol("another message of the batch has kept it".to_owned()))
-}
-
-/// By sqlx, which takes back a savepoint that has not begun as if it had: the records went as well.
-fn rolled_back() -> SqlError {
-    let why = "a message of the batch has not got its savepoint, and went on: all of it is rolled back";
-    failed(sqlx::Error::Protocol(why.to_owned()))
-}
-
-fn gone() -> Failure {
-    Failure::transient("the batch has ended without an answer")
-}
-
-/// What several messages are told.
-#[derive(Debug)]
-struct BatchFailed(Arc<SqlError>);
-
-impl fmt::Display for BatchFailed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the batch of this message failed")
-    }
-}
-
-impl Error for BatchFailed {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.0)
-    }
 }

@@ -18,13 +18,12 @@ use tower::Layer;
 use super::{
     batch::Batches,
     meter::Meter,
-    outage::Outage,
     retention::Sweeper,
     service::{Inbox, Shared, probe_record},
     statements::Sql,
     transaction::Open,
 };
-use crate::{Database, SqlError, Tables};
+use crate::{Database, SqlError, Tables, availability::Availability};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Within what every clock and interval can hold.
@@ -182,7 +181,7 @@ impl<DB: Database, S> Layer<S> for InboxLayer<DB> {
                 .batch
                 .map(|max| Batches::new(max, if DB::ONE_WRITER { 1 } else { config.batches_at_once })),
             writer: DB::ONE_WRITER.then(|| Arc::new(Semaphore::new(1))),
-            outage: Outage::default(),
+            availability: Availability::default(),
             sweeper: Sweeper::new(),
             meter: Meter::new(&config.consumer),
             unused: Once::new(),

@@ -91,9 +91,9 @@
 
 mod batch;
 mod extract;
+mod failures;
 mod layer;
 mod meter;
-mod outage;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod retention;

@@ -23,14 +23,14 @@ use tower::Service;
 
 use super::{
     batch::{self, Batches},
+    failures::{handed_back, kept, within_itself},
     layer::Config,
     meter::Meter,
-    outage::Outage,
     retention::Sweeper,
     statements::{Record, Sql},
     transaction::{Lent, Open, Slot},
 };
-use crate::{Database, SqlError};
+use crate::{Database, SqlError, availability::Availability};
 
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ pub(super) struct Shared<DB: Database> {
     pub(super) writer: Option<Arc<Semaphore>>,
     /// In batch mode.
     pub(super) batches: Option<Batches<DB>>,
-    pub(super) outage: Outage,
+    pub(super) availability: Availability,
     pub(super) sweeper: Sweeper,
     pub(super) meter: Meter,
     pub(super) unused: Once,
@@ -89,7 +89,7 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Outcome, Failure>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.shared.outage.poll_over(cx).map(Ok)
+        self.shared.availability.poll_up(cx).map(Ok)
     }
 
     /// # Cancel safety
@@ -194,7 +194,7 @@ impl<DB: Database> Shared<DB> {
                 if !pause.is_zero() {
                     sleep(pause).await;
                 }
-                poll_fn(|cx| self.outage.poll_over(cx)).await;
+                poll_fn(|cx| self.availability.poll_up(cx)).await;
                 self.begin(&records).await
             };
             match message.answered_or_cancelled(begun).await {
@@ -287,7 +287,7 @@ impl<DB: Database> Shared<DB> {
 
     /// The source is paused, and what is held waits, until there is a transaction to be had.
     pub(super) fn is_away(self: &Arc<Self>, error: SqlError) {
-        if self.outage.begins() {
+        if self.availability.set(false) {
             tracing::error!(%error, source = std::error::Error::source(&error), consumer = %self.config.consumer, "waiting for the database");
             tokio::spawn(probe(Arc::downgrade(self)));
         }
@@ -318,7 +318,8 @@ async fn probe<DB: Database>(shared: Weak<Shared<DB>>) {
             Err(error) if is_outage(&error) => wait = (wait * 2).min(LONGEST_PAUSE),
             _ => {
                 tracing::info!(consumer = %shared.config.consumer, "the database answers again");
-                return shared.outage.ends();
+                shared.availability.set(true);
+                return;
             }
         }
     }
@@ -345,23 +346,6 @@ pub(super) fn known(print: Option<u128>, recorded: Option<u128>) -> Result<Outco
         }
         _ => Ok(Outcome::Duplicate),
     }
-}
-
-pub(super) fn kept() -> Failure {
-    Failure::permanent(
-        "the handler has returned and something it has spawned still has the transaction: nothing is committed",
-    )
-}
-
-fn within_itself() -> Failure {
-    Failure::permanent(
-        "two inbox layers around the handler record the same key for the same consumer: the inner one would wait for \
-         the outer one for ever; leave one out, or give each a consumer name of its own",
-    )
-}
-
-pub(super) fn handed_back() -> Failure {
-    Failure::cancelled("shutdown or rebalance")
 }
 
 impl<S: Clone, DB: Database> Clone for Inbox<S, DB> {

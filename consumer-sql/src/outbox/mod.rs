@@ -152,13 +152,28 @@ mod tests {
 
     /// It compiles, and that is the test.
     #[cfg(feature = "sqlite")]
-    #[allow(dead_code)]
+    #[expect(dead_code, reason = "nobody calls it: the compiler reads it")]
     fn what_publishes_can_be_spawned(pool: sqlx::SqlitePool, outbox: Outbox, outgoing: Outgoing) {
         tokio::spawn(async move {
             let mut transaction = pool.begin().await.unwrap();
             outbox.publish(&mut *transaction, &outgoing).await.unwrap();
             transaction.commit().await.unwrap();
         });
+    }
+
+    /// What other languages are told to write.
+    #[test]
+    fn the_statement_of_the_docs_is_ours() {
+        let docs = include_str!("../../../docs/sql.md");
+        assert!(docs.contains(INSERT), "docs/sql.md has not `{INSERT}`");
+        for migration in [
+            include_str!("../../migrations/postgres/0003_outbox.sql"),
+            include_str!("../../migrations/sqlite/0003_outbox.sql")
+                .replace("?, ?, ?, ?, ?", "$1, $2, $3, $4, $5")
+                .as_str(),
+        ] {
+            assert!(migration.contains(INSERT), "{migration}");
+        }
     }
 
     #[test]

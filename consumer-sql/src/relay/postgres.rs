@@ -7,16 +7,16 @@
 use std::time::Duration;
 
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection, Pool, Postgres, Row as _,
-    postgres::{PgListener, PgPoolOptions, PgRow},
+    AssertSqlSafe, Connection, PgConnection, Pool, Postgres,
+    postgres::{PgListener, PgPoolOptions},
 };
 use tokio::sync::watch;
 
-use super::session::{CHECKS, Failed, Lag, Limit, Session, Settled};
-use crate::{
-    Tables,
-    outbox::row::{NewRow, Row},
+use super::{
+    rows::{self, millis},
+    session::{CHECKS, Failed, Lag, Limit, Session, Settled},
 };
+use crate::{Tables, outbox::row::Row};
 
 /// As the column `shard` is computed.
 const SHARDS: u16 = 32;
@@ -70,7 +70,8 @@ impl PostgresSession {
         limit: Limit,
     ) -> Result<(Vec<Row>, Vec<i64>), sqlx::Error> {
         let sql = self.sql(
-            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
+            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, \
+               CAST(o.attempts AS BIGINT) AS attempts, \
                o.error IS NOT NULL AS had_failed, o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
                  AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
              FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
@@ -84,20 +85,7 @@ impl PostgresSession {
             .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
             .fetch_all(&mut self.connection)
             .await?;
-        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
-        for row in rows {
-            if row.try_get("behind")? {
-                behind.push(row.try_get::<i64, _>("id")?);
-            } else {
-                free.push(Row {
-                    id: row.try_get("id")?,
-                    attempts: u32::try_from(row.try_get::<i32, _>("attempts")?).unwrap_or(0),
-                    had_failed: row.try_get("had_failed")?,
-                    message: message(&row).map_err(|error| error.to_string()),
-                });
-            }
-        }
-        Ok((free, behind))
+        rows::sorted(&rows)
     }
 
     /// Marks rows as held. What it was told is still true: nobody else frees rows of a shard that is owned, and a session
@@ -229,33 +217,13 @@ impl Session for PostgresSession {
                  (SELECT min(id) FROM consumer_outbox WHERE shard = s AND state = 0)))) * 1000)::bigint AS oldest",
         );
         let row = sqlx::query(sql).bind(i32::from(SHARDS)).fetch_one(&mut self.connection).await?;
-        let count = |name| row.try_get::<i64, _>(name).map(|count| u64::try_from(count).unwrap_or(0));
-        let oldest: Option<i64> = row.try_get("oldest")?;
-        Ok(Lag {
-            waiting: count("waiting")?,
-            oldest: Duration::from_millis(oldest.and_then(|it| u64::try_from(it).ok()).unwrap_or(0)),
-            held: count("held")?,
-            quarantined: count("quarantined")?,
-        })
+        rows::lag(&row)
     }
 
     async fn has_work(&mut self) -> Result<bool, sqlx::Error> {
-        let sql = self.sql(
-            "SELECT EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 0) \
-             OR EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL)",
-        );
+        let sql = self.sql(rows::HAS_WORK);
         sqlx::query_scalar(sql).fetch_one(&mut self.connection).await
     }
-}
-
-fn message(row: &PgRow) -> Result<NewRow, sqlx::Error> {
-    Ok(NewRow {
-        destination: row.try_get("destination")?,
-        message_id: row.try_get("message_id")?,
-        message_key: row.try_get("message_key")?,
-        headers: row.try_get("headers")?,
-        payload: row.try_get("payload")?,
-    })
 }
 
 type Columns<'a> = (Vec<i64>, Vec<i32>, Vec<&'a str>, Vec<Option<i64>>);
@@ -269,10 +237,6 @@ fn columns(failed: &[Failed]) -> Columns<'_> {
         columns.3.push(row.wait.map(millis));
     }
     columns
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Wakes with every notification of the table's trigger, and after every reconnect: what came meanwhile was missed.
@@ -306,5 +270,17 @@ async fn hear(pool: &Pool<Postgres>, channel: &str, wake: &watch::Sender<u64>) -
     loop {
         wake.send_modify(|times| *times += 1);
         listener.try_recv().await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SHARDS;
+
+    #[test]
+    fn there_are_as_many_shards_as_the_table_has() {
+        let table = include_str!("../../migrations/postgres/0003_outbox.sql");
+        assert_eq!(table.matches(&format!("% {SHARDS}")).count(), 3, "{table}");
+        assert!(include_str!("mod.rs").contains(&format!("{SHARDS} shards")));
     }
 }

@@ -30,6 +30,13 @@ pub(super) struct Policy {
     pub(super) longest_wait: Duration,
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        let (first_wait, longest_wait) = (Duration::from_secs(1), Duration::from_secs(300));
+        Self { attempts: 10, first_wait, longest_wait }
+    }
+}
+
 impl Policy {
     /// Before a row is tried again whose broker was away.
     fn short_wait(&self, again: bool) -> Duration {
@@ -169,4 +176,17 @@ fn chains(rows: Vec<Row>) -> Vec<Chain> {
         }
     }
     chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_waits_are_those_of_the_docs() {
+        let waits: Vec<_> = (1..=10).map_while(|failed| Policy::default().wait(failed)).collect();
+        assert_eq!((waits.len(), waits.iter().sum()), (9, Duration::from_secs(8 * 60 + 31)));
+        let long = Policy { attempts: 20, ..Policy::default() };
+        assert_eq!((long.wait(12), long.wait(20)), (Some(Duration::from_secs(300)), None));
+    }
 }

@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{AssertSqlSafe, Connection, Pool, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, Connection, Pool, Sqlite, SqliteConnection};
 
-use super::session::{CHECKS, Lag, Limit, Session, Settled};
-use crate::{
-    Tables,
-    outbox::row::{NewRow, Row},
+use super::{
+    rows::{self, millis},
+    session::{CHECKS, Lag, Limit, Session, Settled},
 };
+use crate::{Tables, outbox::row::Row};
 
 /// Rows that are deleted from the history at once.
 const FORGOTTEN: i64 = 1_000;
@@ -52,7 +52,8 @@ impl SqliteSession {
     /// The first rows that wait, and which of those are behind a failed one.
     pub(crate) async fn look(&mut self, limit: Limit) -> Result<(Vec<Row>, Vec<i64>), sqlx::Error> {
         let sql = self.sql(
-            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, o.attempts, \
+            "SELECT o.id, o.destination, o.message_id, o.message_key, o.headers, o.payload, \
+               CAST(o.attempts AS BIGINT) AS attempts, \
                o.error IS NOT NULL AS had_failed, o.message_key IS NOT NULL AND EXISTS (SELECT 1 FROM consumer_outbox b WHERE b.state IN (1, 2) \
                  AND b.destination = o.destination AND b.message_key = o.message_key AND b.id < o.id) AS behind \
              FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM \
@@ -65,20 +66,7 @@ impl SqliteSession {
             .bind(i64::try_from(limit.bytes).unwrap_or(i64::MAX))
             .fetch_all(&mut self.connection)
             .await?;
-        let (mut free, mut behind) = (Vec::with_capacity(rows.len()), Vec::new());
-        for row in rows {
-            if row.try_get("behind")? {
-                behind.push(row.try_get::<i64, _>("id")?);
-            } else {
-                free.push(Row {
-                    id: row.try_get("id")?,
-                    attempts: u32::try_from(row.try_get::<i64, _>("attempts")?).unwrap_or(0),
-                    had_failed: row.try_get("had_failed")?,
-                    message: message(&row).map_err(|error| error.to_string()),
-                });
-            }
-        }
-        Ok((free, behind))
+        rows::sorted(&rows)
     }
 
     /// Marks rows as held. It looks again: an administrator may have freed them since, and nothing would do so later.
@@ -208,42 +196,17 @@ impl Session for SqliteSession {
                UNION ALL SELECT NOW() - min(created_at) FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL)) AS oldest",
         );
         let row = sqlx::query(sql).fetch_one(&mut self.connection).await?;
-        let count = |name| row.try_get::<i64, _>(name).map(|count| u64::try_from(count).unwrap_or(0));
-        let oldest: Option<i64> = row.try_get("oldest")?;
-        Ok(Lag {
-            waiting: count("waiting")?,
-            oldest: Duration::from_millis(oldest.and_then(|it| u64::try_from(it).ok()).unwrap_or(0)),
-            held: count("held")?,
-            quarantined: count("quarantined")?,
-        })
+        rows::lag(&row)
     }
 
     async fn has_work(&mut self) -> Result<bool, sqlx::Error> {
-        let sql = self.sql(
-            "SELECT EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 0) \
-             OR EXISTS (SELECT 1 FROM consumer_outbox WHERE state = 2 AND due_at IS NOT NULL)",
-        );
+        let sql = self.sql(rows::HAS_WORK);
         sqlx::query_scalar(sql).fetch_one(&mut self.connection).await
     }
-}
-
-/// SQLite keeps what it is given: a text may be a blob, or no UTF-8.
-fn message(row: &SqliteRow) -> Result<NewRow, sqlx::Error> {
-    Ok(NewRow {
-        destination: row.try_get("destination")?,
-        message_id: row.try_get("message_id")?,
-        message_key: row.try_get("message_key")?,
-        headers: row.try_get("headers")?,
-        payload: row.try_get("payload")?,
-    })
 }
 
 /// Ids as a JSON array, for `json_each`.
 fn list(ids: &[i64]) -> String {
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     format!("[{}]", ids.join(","))
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

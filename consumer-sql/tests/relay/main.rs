@@ -1,5 +1,5 @@
 //! The relay on both databases, to the broker in memory, and what an operator does beside it.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 mod database;
 mod inbox_admin;

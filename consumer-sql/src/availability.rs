@@ -1,4 +1,4 @@
-//! Whether the database can be written, as far as is known.
+//! Whether the database can be written, as far as is known: what waits for it is woken when it is back.
 
 use std::{
     sync::{
@@ -9,7 +9,7 @@ use std::{
 };
 
 #[derive(Default)]
-pub(super) struct Availability {
+pub(crate) struct Availability {
     down: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
 }
@@ -20,7 +20,7 @@ impl Availability {
     }
 
     /// Whether that is news.
-    pub(super) fn set(&self, up: bool) -> bool {
+    pub(crate) fn set(&self, up: bool) -> bool {
         let mut waiting = self.waiting();
         let was_up = !self.down.swap(!up, Ordering::AcqRel);
         if up {
@@ -29,7 +29,7 @@ impl Availability {
         was_up != up
     }
 
-    pub(super) fn poll_up(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_up(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.down.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
