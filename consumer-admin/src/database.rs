@@ -75,6 +75,10 @@ impl Database {
                 let options = PgConnectOptions::from_str(url).map_err(|error| wrong().with_source(error))?;
                 Kind::Postgres(Box::new(options.disable_statement_logging()))
             }
+            // What is in memory is gone with this process, and nobody else's.
+            Some("sqlite") if ["sqlite:", "sqlite://", "sqlite::memory:"].contains(&url) => {
+                return Err(AdminError::usage("`sqlite:` needs a file, as in sqlite:orders.db"));
+            }
             Some("sqlite") => {
                 let options =
                     SqliteConnectOptions::from_str(url).map_err(|error| wrong().with_source(error))?;

@@ -29,6 +29,8 @@ fn what_is_wrong_without_the_network_ends_with_2_and_shows_no_password() {
         ("dead-letters discard --broker kafka://h:1 --from dead --because tests --yes", "--all"),
         ("dead-letters import --broker http://h --to dead --file nothing", "kafka://"),
         ("relay --broker kafka://h:1 --database mysql://ann:s3cret@h/d", "postgres://"),
+        ("outbox stats --database sqlite:", "needs a file"),
+        ("inbox stats --database sqlite::memory:", "needs a file"),
         ("relay --broker kafka://h:1 --database s3cret", "postgres://"),
         ("relay --broker kafka://h:1 --database postgres://ann:s3cret@h:x/d", "URL"),
         ("relay --broker kafka://h:1 --database postgres://ann:s3cret@h/d?sslmode=maybe", "URL"),
