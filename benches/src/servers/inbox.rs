@@ -27,6 +27,8 @@ const AT_ONCE: u64 = 16;
 const IN_BATCHES: u64 = 256;
 const BATCH: usize = 64;
 const LASTS: Duration = Duration::from_secs(5);
+/// Batches at work at once: the layer's default.
+const BATCHES: u64 = 2;
 const ROUNDS: usize = 3;
 const UPDATE: &str = "UPDATE bench_accounts SET balance = balance + 1 WHERE id = $1";
 
@@ -34,15 +36,18 @@ pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<
     let pool = PgPoolOptions::new().max_connections(20).connect(&servers.postgres).await?;
     migrate::<Postgres>(&mut *pool.acquire().await?, &tables()?).await?;
     accounts_postgres(&pool).await?;
-    let (mut bare, mut inbox, mut single, mut batch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut inbox, mut single) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut limit, mut batch) = (Vec::new(), Vec::new());
     // In turn, since the machine is not the same from one minute to the next.
     for _ in 0..ROUNDS {
         bare.push(bare_postgres(&pool).await?);
         inbox.push(inbox_postgres(&pool, AT_ONCE, |layer| layer).await?);
         single.push(inbox_postgres(&pool, 1, |layer| layer).await?);
+        limit.push(batch_postgres(&pool, BATCHES).await?);
         batch.push(inbox_postgres(&pool, IN_BATCHES, |layer| layer.batch(BATCH)).await?);
     }
-    rows(report, "postgresql", middle(bare), middle(inbox), middle(single), middle(batch));
+    let figures = [bare, inbox, single, limit, batch].map(middle);
+    rows(report, "postgresql", figures);
 
     let folder = std::env::temp_dir().join(format!("bench-inbox-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -53,14 +58,17 @@ pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<
     let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
     migrate::<Sqlite>(&mut *pool.acquire().await?, &tables()?).await?;
     accounts_sqlite(&pool).await?;
-    let (mut bare, mut inbox, mut single, mut batch) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut inbox, mut single) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut limit, mut batch) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         bare.push(bare_sqlite(&pool).await?);
         inbox.push(inbox_sqlite(&pool, AT_ONCE, |layer| layer).await?);
         single.push(inbox_sqlite(&pool, 1, |layer| layer).await?);
+        limit.push(batch_sqlite(&pool, 1).await?);
         batch.push(inbox_sqlite(&pool, IN_BATCHES, |layer| layer.batch(BATCH)).await?);
     }
-    rows(report, "sqlite", middle(bare), middle(inbox), middle(single), middle(batch));
+    let figures = [bare, inbox, single, limit, batch].map(middle);
+    rows(report, "sqlite", figures);
     std::fs::remove_dir_all(&folder)?;
     Ok(())
 }
@@ -92,11 +100,14 @@ pub(super) async fn remembered(report: &mut Report, servers: &Servers) -> Fallib
     Ok(())
 }
 
-fn rows(report: &mut Report, database: &str, bare: f64, inbox: f64, single: f64, batch: f64) {
+fn rows(report: &mut Report, database: &str, [bare, inbox, single, limit, batch]: [f64; 5]) {
     let row = |what: &str, value| Row::new(format!("inbox, {database}: {what}"), value, "messages/s");
     report.add(row("the bare transaction, 16 at once", bare));
     report.add(row("one by one, 16 at once", inbox).against("bare", bare).ratio_at_least(0.7));
     report.add(row("one by one, one at a time", single));
+    let bare = "bare transactions of 64 such statements, as many at once";
+    report.add(row(bare, limit).against("one by one, 16 at once", inbox));
+    report.add(row("in batches of 64", batch).against("these", limit));
     report.add(row("in batches of 64", batch).against("one by one, 16 at once", inbox).ratio_at_least(5.0));
     report
         .add(row("in batches of 64", batch).against("one by one, one at a time", single).ratio_at_least(5.0));
@@ -146,7 +157,7 @@ where
 }
 
 macro_rules! bench {
-    ($database:ty, $accounts:ident, $bare:ident, $inbox:ident, $begin:literal) => {
+    ($database:ty, $accounts:ident, $bare:ident, $batch:ident, $inbox:ident, $begin:literal) => {
         async fn $accounts(pool: &Pool<$database>) -> Fallible<()> {
             sqlx::query("DROP TABLE IF EXISTS bench_accounts").execute(pool).await?;
             sqlx::query("CREATE TABLE bench_accounts (id BIGINT PRIMARY KEY, balance BIGINT NOT NULL)")
@@ -175,6 +186,24 @@ macro_rules! bench {
                 }
             })
             .await
+        }
+
+        /// What the database and its driver can do at most, where a message costs one statement of its own.
+        async fn $batch(pool: &Pool<$database>, tasks: u64) -> Fallible<f64> {
+            let pool = pool.clone();
+            let batches = at_once(tasks, move || {
+                let pool = pool.clone();
+                async move {
+                    let mut transaction = pool.begin_with($begin).await?;
+                    for _ in 0..BATCH {
+                        let account = (next() % ACCOUNTS).cast_signed();
+                        sqlx::query(UPDATE).bind(account).execute(&mut *transaction).await?;
+                    }
+                    transaction.commit().await?;
+                    Ok(())
+                }
+            });
+            Ok(batches.await? * BATCH as f64)
         }
 
         async fn $inbox(
@@ -207,5 +236,5 @@ macro_rules! bench {
     };
 }
 
-bench!(Postgres, accounts_postgres, bare_postgres, inbox_postgres, "BEGIN");
-bench!(Sqlite, accounts_sqlite, bare_sqlite, inbox_sqlite, "BEGIN IMMEDIATE");
+bench!(Postgres, accounts_postgres, bare_postgres, batch_postgres, inbox_postgres, "BEGIN");
+bench!(Sqlite, accounts_sqlite, bare_sqlite, batch_sqlite, inbox_sqlite, "BEGIN IMMEDIATE");
