@@ -40,6 +40,14 @@ struct Args {
     /// The same for a queue
     #[arg(long, value_name = "QUEUE", hide = true)]
     consume_queue: Option<String>,
+    /// Instead of the benches: run at half of the maximum, and look whether anything grows
+    #[arg(long, value_name = "BROKER")]
+    endurance: Option<servers::endurance::Broker>,
+    /// How long the endurance run lasts
+    #[arg(long, value_name = "MINUTES", default_value_t = 30)]
+    minutes: u64,
+    #[command(flatten)]
+    load: servers::endurance::Load,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +58,15 @@ fn main() -> ExitCode {
         }
         _ => None,
     };
+    if let (Some(servers), Some(broker)) = (&servers, args.endurance) {
+        let mut report = Report::new(args.json, None);
+        let lasts = std::time::Duration::from_secs(args.minutes * 60);
+        let outcome = servers::endurance::run(&mut report, servers, broker, lasts, &args.load);
+        if args.load.target.is_none() {
+            report.finish();
+        }
+        return ended(outcome);
+    }
     let outcome = match (&servers, &args.consume_backlog, &args.consume_queue) {
         (Some(servers), Some(topic), _) => servers::consume_backlog(servers, topic),
         (Some(servers), None, Some(queue)) => servers::consume_queue(servers, queue),
@@ -65,6 +82,10 @@ fn main() -> ExitCode {
         }
         (None, ..) => Err("--kafka, --amqp, --redis or --postgres is missing".into()),
     };
+    ended(outcome)
+}
+
+fn ended(outcome: servers::Fallible<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

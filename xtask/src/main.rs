@@ -29,6 +29,8 @@ enum Task {
     Services,
     /// Run the benches on servers of their own and print their table
     Bench(BenchArgs),
+    /// Consume for half an hour at half of the maximum, and look whether anything grows
+    Endurance(EnduranceArgs),
     /// Install what this machine lacks for the tasks above, and do nothing else
     Install,
 }
@@ -43,12 +45,26 @@ struct BenchArgs {
     rest: Vec<OsString>,
 }
 
+#[derive(Debug, Args)]
+struct EnduranceArgs {
+    /// On which broker
+    #[arg(long, value_name = "kafka|amqp")]
+    broker: String,
+    /// For so many minutes
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    minutes: u64,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = Interrupt::install().and_then(|interrupt| match cli.task {
         Task::Test(selection) => test::run(&selection, &interrupt),
         Task::Services => services::run(&interrupt),
         Task::Bench(args) => bench::run(args.json, &args.rest, &interrupt),
+        Task::Endurance(EnduranceArgs { broker, minutes }) => {
+            let rest = ["--endurance", &broker, "--minutes", &minutes.to_string()].map(OsString::from);
+            bench::run(false, &rest, &interrupt)
+        }
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
     });
     match outcome {

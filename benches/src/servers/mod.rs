@@ -3,6 +3,7 @@
 mod amqp;
 mod backlog;
 mod dead_letters;
+pub(crate) mod endurance;
 mod inbox;
 mod limit;
 mod naive;

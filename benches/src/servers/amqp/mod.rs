@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 
 pub(crate) use self::backlog::consume as consume_backlog;
 use self::queue::Filled;
+pub(super) use self::queue::message;
 use super::{Fallible, Servers, ours, redis_server::RedisServer};
 use crate::{
     report::{Report, Row},

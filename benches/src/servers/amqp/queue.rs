@@ -49,7 +49,7 @@ impl Filled {
     }
 }
 
-pub(super) fn message(n: usize) -> Message {
+pub(in crate::servers) fn message(n: usize) -> Message {
     let n = original(n);
     Message::builder().payload(payload(n)).key(format!("o-{n}")).header("message-id", id(n)).build()
 }
