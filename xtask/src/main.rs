@@ -4,6 +4,8 @@ mod bench;
 mod cargo;
 mod interrupt;
 mod machine;
+mod promises;
+mod prove;
 mod services;
 mod stop;
 mod test;
@@ -31,6 +33,8 @@ enum Task {
     Bench(BenchArgs),
     /// Consume for half an hour at half of the maximum, and look whether anything grows
     Endurance(EnduranceArgs),
+    /// Break each promise in a copy of the workspace, and expect its test to fail
+    Prove(prove::Selection),
     /// Install what this machine lacks for the tasks above, and do nothing else
     Install,
 }
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
             let rest = ["--endurance", &broker, "--minutes", &minutes.to_string()].map(OsString::from);
             bench::run(false, &rest, &interrupt)
         }
+        Task::Prove(selection) => prove::run(&selection, &interrupt),
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
     });
     match outcome {

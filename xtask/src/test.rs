@@ -1,8 +1,8 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
-use crate::{cargo, interrupt::Interrupt, machine, services::Services, stop::Stop};
+use crate::{cargo, interrupt::Interrupt, machine, promises, services::Services, stop::Stop};
 use clap::{Args, ValueEnum};
-use std::time::Instant;
+use std::{fs, path::Path, time::Instant};
 use xtask::servers::{KAFKA_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
 
 /// Which steps to do; all of them by default.
@@ -139,6 +139,7 @@ fn tests(interrupt: &Interrupt) -> Result<(), Stop> {
     let test = ["test", "--workspace", "--features", &features];
     // Before the servers, which would idle for minutes on a first build.
     cargo::run(cargo::cargo().args(test).arg("--no-run"), interrupt)?;
+    promises_are_tested(&features)?;
     let services = Services::start(interrupt)?;
     let mut run = cargo::cargo();
     run.args(test).args(["--", "--include-ignored"]);
@@ -150,4 +151,18 @@ fn tests(interrupt: &Interrupt) -> Result<(), Stop> {
     run.env(RABBITMQ_VARIABLE, services.rabbitmq.url()).env(REDIS_VARIABLE, services.redis.url());
     run.env(POSTGRES_VARIABLE, services.postgres.url());
     cargo::run(&mut run, interrupt)
+}
+
+/// Every test that the document of the promises names is one of those that run here.
+fn promises_are_tested(features: &str) -> Result<(), Stop> {
+    let list = ["test", "--workspace", "--features", features, "--lib", "--bins", "--tests", "--", "--list"];
+    let listed = cargo::output(&[&list[..], &["--include-ignored"]].concat())?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let document = fs::read_to_string(root.join(promises::DOCUMENT));
+    let document = document.map_err(|error| Stop::failed(format!("{}: {error}", promises::DOCUMENT)))?;
+    let defects = promises::defects(&document, &promises::broken(&root)?, &listed);
+    if defects.is_empty() {
+        return Ok(());
+    }
+    Err(Stop::failed(format!("{}:\n  {}", promises::DOCUMENT, defects.join("\n  "))))
 }
