@@ -17,7 +17,7 @@ use rdkafka::{
     error::KafkaError as DriverError,
 };
 
-use crate::{partition::Commit, rebalance::Callbacks};
+use crate::{assignment::Commit, rebalance::Callbacks};
 
 pub(crate) type Answer = (Commit, Result<(), DriverError>);
 

@@ -23,6 +23,7 @@
 //! ```
 
 mod admin;
+mod assignment;
 mod builder;
 mod codes;
 mod commit;
@@ -30,6 +31,7 @@ mod config;
 mod convert;
 mod dead_letters;
 mod error;
+mod intake;
 mod partition;
 mod publisher;
 mod rebalance;
@@ -37,6 +39,7 @@ mod retry;
 mod shared;
 mod source;
 mod start;
+mod sync;
 mod thread;
 mod tracker;
 mod trouble;

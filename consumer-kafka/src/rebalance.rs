@@ -5,8 +5,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rdkafka::{
@@ -19,8 +18,9 @@ use rdkafka::{
 };
 
 use crate::{
+    assignment::{Assignment, Commit},
     builder::{GroupProtocol, Options},
-    partition::{Assignment, Commit, Partition},
+    partition::Partition,
     shared::{Control, Shared},
     start,
     trouble::{self, Trouble},
@@ -169,7 +169,7 @@ impl Callbacks {
             self.shared.control(Control::Closing { partition: partition.clone(), within });
         }
         if !lost {
-            self.wait_for_release(&closing, within);
+            self.shared.wait_for_release(&closing, within);
         }
         let _turn = lock(&self.turn);
         if !lost {
@@ -184,21 +184,6 @@ impl Callbacks {
         };
         if let Err(error) = outcome {
             tracing::error!(%error, "kafka did not take the revocation");
-        }
-    }
-
-    /// Until nothing runs in these partitions any more.
-    fn wait_for_release(&self, closing: &[Arc<Partition>], within: Duration) {
-        let deadline = Instant::now() + within;
-        let flushes = self.shared.flush_wanted();
-        while !closing.iter().all(|partition| partition.is_released()) {
-            // A runtime that waits for the close, or for a flush, has settled what it is going to.
-            let leaving = self.shared.is_closing() || self.shared.flush_wanted() > flushes;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if leaving || left.is_zero() {
-                break;
-            }
-            thread::park_timeout(left.min(Duration::from_millis(50)));
         }
     }
 

@@ -2,18 +2,22 @@
 
 use std::{
     mem,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock, PoisonError},
     task::{Context, Waker},
-    thread::Thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use consumer_core::{Message, Tag};
 
-use crate::{error::KafkaError, partition::Partition};
+use crate::{
+    error::KafkaError,
+    partition::Partition,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        thread::{self, Thread},
+    },
+};
 
 /// The buffer between the thread and the runtime is full with so many messages or so many bytes …
 const HIGH: (usize, usize) = (2048, 8 << 20);
@@ -179,9 +183,24 @@ impl Shared {
         self.waiting.store(true, Ordering::SeqCst);
         // Between the last look and the flag the source may have come by without waking us.
         if !self.is_low() {
-            std::thread::park_timeout(limit);
+            thread::park_timeout(limit);
         }
         self.waiting.store(false, Ordering::SeqCst);
+    }
+
+    /// Sleeps until nothing runs in these partitions any more, `within` at most.
+    pub(crate) fn wait_for_release(&self, closing: &[Arc<Partition>], within: Duration) {
+        let deadline = Instant::now() + within;
+        let flushes = self.flush_wanted();
+        while !closing.iter().all(|partition| partition.is_released()) {
+            // A runtime that waits for the close, or for a flush, has settled what it is going to.
+            let leaving = self.is_closing() || self.flush_wanted() > flushes;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if leaving || left.is_zero() {
+                break;
+            }
+            thread::park_timeout(left.min(Duration::from_millis(50)));
+        }
     }
 
     pub(crate) fn push(&self, batch: &mut Vec<Queued>) {
