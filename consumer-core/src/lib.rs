@@ -15,6 +15,7 @@ mod publisher;
 pub mod runtime;
 mod scope;
 mod source;
+mod sync;
 mod time;
 
 pub use dedup::{DedupLayer, DedupStore, IdempotencyKey};

@@ -13,10 +13,7 @@ use std::{
     fmt,
     future::poll_fn,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::AtomicU64},
     task::{Poll, Waker},
     time::Duration,
 };
@@ -30,6 +27,10 @@ use super::{
     store::{
         Claim, ClaimRequest, DedupStore, DynStore, Mode, Owner, RenewRequest, Renewal, StoreError, StoreKey,
     },
+};
+use crate::sync::{
+    self, Mutex, MutexGuard,
+    atomic::{AtomicUsize, Ordering},
 };
 pub(super) use asking::Asking;
 pub(crate) use handle::ClaimHandle;
@@ -143,7 +144,7 @@ impl Registry {
     /// Waits until nobody in this process works on the key, then enters it.
     pub(super) async fn enter(self: &Arc<Self>, request: &mut ClaimRequest) -> Ticket {
         poll_fn(|cx| {
-            if let Some(ticket) = self.try_enter(request, Instant::now()) {
+            if let Some(ticket) = self.try_enter(request, sync::now()) {
                 return Poll::Ready(ticket);
             }
             let mut entries = self.lock();
@@ -183,7 +184,7 @@ impl Registry {
             redrive: 0,
         };
         let (hash, seq) = (request.key.hash(), owner.seq);
-        self.lock().by_key.insert(hash, Entry::new(request, Instant::now()));
+        self.lock().by_key.insert(hash, Entry::new(request, sync::now()));
         Ticket { registry: self.clone(), hash, seq }
     }
 

@@ -9,14 +9,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
-
 use super::{registry::Registry, store::DedupStore};
-use crate::failure::chain;
+use crate::{
+    failure::chain,
+    sync::{self, sleep_until},
+};
 
 pub(super) fn spawn(registry: &Arc<Registry>, lease: Duration) {
     let task = Renewal { registry: Arc::downgrade(registry), lease };
-    tokio::spawn(task.run());
+    sync::spawn(task.run());
 }
 
 struct Renewal {
@@ -31,7 +32,7 @@ impl Renewal {
         };
         loop {
             let Some(registry) = self.registry.upgrade() else { return };
-            let sent = Instant::now();
+            let sent = sync::now();
             registry.expire(sent);
             let (requests, first) = registry.due(sent + self.lease / 2);
             let Some(first) = first else {
@@ -52,7 +53,7 @@ impl Renewal {
                     Ok(replies) => registry.renewed(&requests, &replies, sent),
                     Err(error) => {
                         tracing::warn!(claims = requests.len(), error = %chain(&error), "claims could not be renewed yet");
-                        let again = Instant::now() + self.lease / 20;
+                        let again = sync::now() + self.lease / 20;
                         sleep_until(again.min(first)).await;
                     }
                 },

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tower::Service;
 
 use super::{
@@ -20,8 +20,12 @@ use super::{
     registry::{Asking, HeldClaim, LostClaim, Registry, Settled},
 };
 use crate::{
-    BoxError, Failure, FailureKind, Message, Outcome, failure::chain, layers::delayed_retry::Unparked,
-    message::wire, scope::answered,
+    BoxError, Failure, FailureKind, Message, Outcome,
+    failure::chain,
+    layers::delayed_retry::Unparked,
+    message::wire,
+    scope::answered,
+    sync::{self, sleep},
 };
 
 /// How often a message whose record is on its way looks whether the store is away.
@@ -185,7 +189,7 @@ impl<D: DedupStore> Shared<D> {
             self.meter.bypassed();
             return Ok(Begun::Unprotected);
         }
-        let now = Instant::now();
+        let now = sync::now();
         let asked = match self.registry.try_enter(&mut request, now) {
             Some(ticket) => {
                 let asking = Asking::new(ticket);
@@ -328,7 +332,7 @@ impl<D: DedupStore> Shared<D> {
         let first = self.registry.enter(&mut request);
         let ticket = message.wait_or_cancelled(first).await.ok_or_else(handed_back)?;
         let asking = Asking::new(ticket);
-        let sent = Instant::now();
+        let sent = sync::now();
         let (reply, took) = answered(message.scope(), self.store.claim(request)).await;
         self.meter.claim_answered(took);
         self.ask_again(asking, reply, sent, took, message).await
@@ -395,7 +399,7 @@ impl<D: DedupStore> Shared<D> {
             };
             message.wait_or_cancelled(again).await.ok_or_else(handed_back)?;
             let Some(request) = asking.again() else { return Err(handed_back()) };
-            sent = Instant::now();
+            sent = sync::now();
             (reply, took) = answered(message.scope(), self.store.claim(request)).await;
             self.meter.claim_answered(took);
         }

@@ -4,6 +4,8 @@
 
 mod cancel;
 mod claims;
+#[cfg(shuttle)]
+mod concurrency;
 mod gate;
 mod outage;
 mod spy;
@@ -22,7 +24,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use self::spy::Spy;
@@ -31,7 +33,7 @@ use super::{
     protocol::State,
     *,
 };
-use crate::{Failure, FailureKind, Message, Outcome, memory::MemoryStore};
+use crate::{Failure, FailureKind, Message, Outcome, memory::MemoryStore, sync::sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(30);

@@ -1,11 +1,11 @@
 //! How running deliveries tell the driver that they are done.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Waker},
 };
 
-use crate::{Message, Outcome, Tag};
+use crate::{Message, Outcome, Tag, sync::Mutex};
 
 /// How a presentation ended.
 #[derive(Debug)]
@@ -97,5 +97,42 @@ impl Drop for Place {
         if let Some(message) = self.message.take() {
             self.push(Ending::Dropped(message));
         }
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod concurrency {
+    use std::{future::poll_fn, task::Poll};
+
+    use shuttle::{future::block_on, thread};
+
+    use super::*;
+    use crate::sync::explore::explore;
+
+    #[test]
+    fn whatever_ends_wakes_the_driver_and_is_taken_once() {
+        explore(|| {
+            let inbox: Arc<Inbox> = Arc::default();
+            let place = |seq| Place::new(inbox.clone(), Tag { scope: 1, seq }, None, 0, Message::new("x"));
+            let places = [[0, 1], [2, 3]].map(|seqs| seqs.map(place));
+            let threads = places.map(|[finished, dropped]| {
+                thread::spawn(move || {
+                    finished.finish(Ending::Returned);
+                    drop(dropped);
+                })
+            });
+            let (mut taken, mut fresh) = (Vec::new(), Vec::new());
+            block_on(poll_fn(|cx| {
+                while inbox.swap(cx, &mut fresh) {
+                    taken.extend(fresh.drain(..).map(|done| (done.tag.seq, done.ending)));
+                }
+                if taken.len() < 4 { Poll::Pending } else { Poll::Ready(()) }
+            }));
+            taken.sort_by_key(|(seq, _)| *seq);
+            let dropped = |ending: &Ending| matches!(ending, Ending::Dropped(_));
+            assert!(taken.iter().map(|(seq, _)| *seq).eq(0..4));
+            assert!(taken.iter().all(|(seq, ending)| dropped(ending) == (seq % 2 == 1)));
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
     }
 }

@@ -1,11 +1,14 @@
 //! Claims that are asked for, and go back while nobody knows whether they were granted.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::{HeldClaim, Registry, Ticket};
-use crate::dedup::{Claim, ClaimRequest, DedupStore, Resolution, gate::Pass};
+use crate::{
+    dedup::{Claim, ClaimRequest, DedupStore, Resolution, gate::Pass},
+    sync::{self, atomic::Ordering},
+};
 
 /// A claim that is being asked for. Dropped while the answer is unknown, it hands back what may have been granted.
 pub(in crate::dedup) struct Asking {
@@ -63,10 +66,9 @@ impl Asking {
 
 /// Hands back what may have been granted. The entry, if there still is one, stays until that is done.
 fn hand_back(registry: Arc<Registry>, request: ClaimRequest, ticket: Option<Ticket>) {
-    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     registry.handing_back.fetch_add(1, Ordering::AcqRel);
     let counted = HandingBack(registry);
-    runtime.spawn(async move {
+    sync::spawn(async move {
         let registry = &counted.0;
         // Behind the claim, which may still be on its way: a store keeps no order between what is not answered. Without
         // an answer the claim ends with its lease.

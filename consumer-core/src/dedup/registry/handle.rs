@@ -3,7 +3,10 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use super::{Entry, LostClaim, Registry, Ticket};
-use crate::dedup::{DedupStore, Mode, Renewal, gate::Pass};
+use crate::{
+    dedup::{DedupStore, Mode, Renewal, gate::Pass},
+    sync,
+};
 
 /// What a message carries inward: lets retries report their failed calls and waiting layers leave the gate.
 #[derive(Clone)]
@@ -130,7 +133,7 @@ impl ClaimHandle {
                 }
                 Ok(_) => return Err(LostClaim),
                 Err(_) if self.with(|entry| entry.lost) != Some(false) => return Err(LostClaim),
-                Err(_) => tokio::time::sleep(pause).await,
+                Err(_) => sync::sleep(pause).await,
             }
         }
     }

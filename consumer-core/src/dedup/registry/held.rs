@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use super::{ClaimHandle, LostClaim, Ticket};
 use crate::{
     dedup::{Claim, DedupStore, Resolution, Resolved, StoreError, StoreKey},
     failure::chain,
+    sync::{self, Mutex},
 };
 
 /// A claim that this process holds and renews until what became of it is recorded.
@@ -151,13 +152,11 @@ impl Drop for Hold {
         // store may be away for long.
         let answer = registry.store.resolve(claim, resolution, registry.retention);
         ticket.leave_gate();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                // An error changes nothing here: the claim then ends with its lease.
-                let _ = answer.await;
-                drop(ticket);
-            });
-        }
+        sync::spawn(async move {
+            // An error changes nothing here: the claim then ends with its lease.
+            let _ = answer.await;
+            drop(ticket);
+        });
     }
 }
 
@@ -190,13 +189,11 @@ impl Drop for Settling {
     fn drop(&mut self) {
         let Some(ticket) = self.0.take() else { return };
         ticket.leave_gate();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                // An error changes nothing here: the claim then ends with its lease.
-                let _ = ticket.registry.store.flush().await;
-                drop(ticket);
-            });
-        }
+        sync::spawn(async move {
+            // An error changes nothing here: the claim then ends with its lease.
+            let _ = ticket.registry.store.flush().await;
+            drop(ticket);
+        });
     }
 }
 
