@@ -52,9 +52,14 @@ pub const REDRIVE_COUNT: &str = "redrive-count";
 /// When it was redriven last.
 pub const REDRIVEN_AT: &str = "redriven-at";
 
-/// Writes a time as RFC 3339 in UTC with milliseconds.
+/// The last millisecond that RFC 3339, whose years have four digits, can name.
+const LAST_MILLI: Duration = Duration::from_millis(253_402_300_799_999);
+
+/// Writes a time as RFC 3339 in UTC with milliseconds. What is before 1970 is written as its beginning, and what is behind
+/// the year 9999 as its end: a publisher that counts in other units than its broker stamps such times.
 pub fn format_time(at: SystemTime) -> String {
-    humantime::format_rfc3339_millis(at).to_string()
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().min(LAST_MILLI);
+    humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string()
 }
 
 /// Reads a time as [`format_time`] writes it.
@@ -92,6 +97,16 @@ mod tests {
         assert_eq!(parse_time(&format_time(at)), Ok(at));
         assert!(parse_time("yesterday").is_err());
     }
+
+    /// Microseconds where milliseconds belong: no reason to panic over it.
+    #[test]
+    fn times_that_have_no_such_form_are_written_as_the_nearest_that_has() {
+        let far = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_042_000);
+        assert_eq!(format_time(far), "9999-12-31T23:59:59.999Z");
+        let early = SystemTime::UNIX_EPOCH - Duration::from_millis(1);
+        assert_eq!(format_time(early), "1970-01-01T00:00:00.000Z");
+    }
+
     #[test]
     fn delays_are_written_in_whole_seconds_where_they_are() {
         let written = [30_000, 1_500, 1_000, 300_000, 0].map(|ms| format_delay(Duration::from_millis(ms)));

@@ -333,3 +333,14 @@ async fn fm09_a_dead_letter_counts_the_redrives_that_the_store_knows_of() {
         "and not taken for the first redrive"
     );
 }
+
+/// A producer that stamps microseconds where milliseconds belong: no time of ours can name the year 55840.
+#[tokio::test(start_paused = true)]
+async fn a_timestamp_beyond_all_years_keeps_no_message_from_being_set_aside() {
+    let broker = broker();
+    let stack = DeadLetterLayer::new(broker.publisher(), "dead").layer(failing(|| Failure::permanent("no")));
+    let message = Message::builder().timestamp(at(1_700_000_000_042_000)).origin(origin()).build();
+    assert_eq!(stack.oneshot(message).await.unwrap(), Outcome::DeadLettered);
+    let dead = &broker.records("dead")[0];
+    assert_eq!(dead.headers().get_str("dead-letter-timestamp"), Some("9999-12-31T23:59:59.999Z"));
+}
