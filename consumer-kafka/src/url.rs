@@ -10,11 +10,8 @@ pub(crate) fn parse(url: &str) -> Result<Connection, KafkaError> {
     let tls = match scheme {
         "kafka" => false,
         "kafka+tls" => true,
-        other => {
-            return Err(KafkaError::config(format!(
-                "`{other}://` is no kafka URL: it starts with `kafka://` or `kafka+tls://`"
-            )));
-        }
+        // Not shown: what stands in front of a mistyped URL may be a password.
+        _ => return Err(KafkaError::config("a kafka URL starts with `kafka://` or `kafka+tls://`")),
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     // A password may hold an `@` that was not encoded: hosts cannot.
@@ -94,7 +91,9 @@ fn decode(text: &str, what: &str) -> Result<String, KafkaError> {
             continue;
         }
         let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).ok_or_else(wrong)?;
-        bytes.push(u8::from_str_radix(hex, 16).map_err(|_| wrong())?);
+        // A sign is a digit to the parser.
+        let digits = hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+        bytes.push(u8::from_str_radix(hex, 16).ok().filter(|_| digits).ok_or_else(wrong)?);
         rest = &tail[2..];
     }
     String::from_utf8(bytes).map_err(|_| wrong())
@@ -144,6 +143,8 @@ mod tests {
             "kafka://ann:s3cret@",
             "kafka://ann:s3cret@h:port",
             "kafka://ann:s3cret%@h:1",
+            "kafka://ann:s3cret%+f@h:1",
+            "s3cret://h:1",
             "kafka://s3cret@h:1",
             "kafka://ann:s3cret@h:1/topic",
             "kafka://ann:s3cret/x@h:1?x",
