@@ -87,7 +87,7 @@ async fn greet(
 }
 
 /// From `INFO server`, `INFO memory` and `INFO replication`.
-fn inspect(replies: [Reply; 3], settings: &Settings) -> Result<Greeting, ConnectError> {
+pub(crate) fn inspect(replies: [Reply; 3], settings: &Settings) -> Result<Greeting, ConnectError> {
     let target = &settings.target;
     let texts = |reply: Reply| reply.map(texts).map_err(|trouble| refused("INFO", trouble, settings));
     let [server, memory, replication] = replies;
@@ -187,7 +187,7 @@ pub(crate) fn parse_time(value: &Value) -> Option<u64> {
         Value::Int(number) => u64::try_from(*number).ok(),
         _ => None,
     };
-    Some(number(0)? * 1000 + number(1)? / 1000)
+    number(0)?.checked_mul(1000)?.checked_add(number(1)? / 1000)
 }
 
 /// All texts in a value: one of a single node, one for each node of a Cluster.
@@ -222,6 +222,8 @@ mod tests {
         );
         assert_eq!(parse_time(&Value::Array(vec![part("x"), part("1")])), None);
         assert_eq!(parse_time(&Value::Nil), None);
+        let beyond = Value::Array(vec![Value::Int(i64::MAX), Value::Int(0)]);
+        assert_eq!(parse_time(&beyond), None, "more milliseconds than there are numbers");
     }
 
     #[test]
