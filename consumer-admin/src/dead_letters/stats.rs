@@ -45,9 +45,9 @@ impl Stats {
         self.total += 1;
         let at = letter.last_failed_at();
         let mut kind = (
-            letter.reason().to_owned(),
+            cut(letter.reason()),
             letter.error().map(|error| shape(&error)).unwrap_or_default(),
-            letter.consumer().unwrap_or_default().to_owned(),
+            cut(letter.consumer().unwrap_or_default()),
         );
         if self.groups.len() >= GROUPS && !self.groups.contains_key(&kind) {
             kind = ("(further)".to_owned(), "(further errors)".to_owned(), String::new());
@@ -84,9 +84,19 @@ impl Stats {
     }
 }
 
+/// Labels come over the network: of a longer text the beginning is kept, or 10,000 groups would take what they like.
+const LONGEST: usize = 200;
+
+fn cut(text: &str) -> String {
+    if text.len() <= LONGEST {
+        text.to_owned()
+    } else {
+        format!("{}…", &text[..text.floor_char_boundary(LONGEST)])
+    }
+}
+
 /// The same error for another order is the same error: runs of digits become one `#`. Cut, since it is a label.
 fn shape(error: &str) -> String {
-    const LONGEST: usize = 200;
     let mut shape = String::with_capacity(error.len().min(LONGEST));
     for c in error.chars() {
         match c {
@@ -104,7 +114,28 @@ fn shape(error: &str) -> String {
 
 #[cfg(test)]
 mod unit {
-    use super::shape;
+    use consumer_core::{
+        Message,
+        dead_letters::{DeadLetter, Place},
+    };
+
+    use super::{Stats, shape};
+
+    /// Anybody can write a dead letter.
+    #[test]
+    fn of_long_texts_the_beginning_is_kept() {
+        let long = "é".repeat(100_000);
+        let mut message = Message::builder();
+        for name in ["dead-letter-reason", "dead-letter-error", "dead-letter-consumer"] {
+            message = message.header(name, long.clone());
+        }
+        let mut stats = Stats::default();
+        stats.add(&DeadLetter::new(Place { scope: 0, seq: 0 }, message.build()));
+        let group = stats.groups().remove(0);
+        for text in [group.reason, group.error, group.consumer] {
+            assert!(text.len() < 210 && text.ends_with('…'), "{}", text.len());
+        }
+    }
 
     #[test]
     fn numbers_do_not_tell_errors_apart() {
