@@ -41,6 +41,8 @@ mod broker;
 mod database;
 mod dead_letters;
 mod error;
+#[cfg(test)]
+mod fuzz;
 
 pub use broker::Broker;
 pub use consumer_sql::{

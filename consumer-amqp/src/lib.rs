@@ -35,6 +35,8 @@ mod dead_letters;
 mod declare;
 mod delivery;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod mismatch;
 mod publisher;
 mod source;

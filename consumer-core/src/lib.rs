@@ -6,6 +6,8 @@ mod closure;
 pub mod dead_letters;
 pub mod dedup;
 mod failure;
+#[cfg(test)]
+mod fuzz;
 pub mod handler;
 pub mod layers;
 pub mod memory;

@@ -55,7 +55,10 @@ pub(crate) fn message(from: &BorrowedMessage<'_>, topic: &Arc<str>) -> (Message,
 ///
 /// The driver panics on a name that is not UTF-8 and offers no other way to it, so the panic is caught (its message
 /// still goes through the panic hook). The name itself stays unknown; the place of the header tells which one it was.
-fn read_headers(from: &BorrowedHeaders, copy: &mut impl FnMut(&[u8]) -> Bytes) -> (Headers, Vec<String>) {
+pub(crate) fn read_headers(
+    from: &BorrowedHeaders,
+    copy: &mut impl FnMut(&[u8]) -> Bytes,
+) -> (Headers, Vec<String>) {
     let count = from.count();
     let mut headers = Headers::with_capacity(count);
     let mut unreadable = Vec::new();
@@ -73,7 +76,7 @@ fn read_headers(from: &BorrowedHeaders, copy: &mut impl FnMut(&[u8]) -> Bytes) -
 }
 
 /// The names that nearly every message has cost no allocation.
-fn name(name: &str) -> consumer_core::HeaderName {
+pub(crate) fn name(name: &str) -> consumer_core::HeaderName {
     use consumer_core::message::wire;
     for known in [wire::MESSAGE_ID, wire::TRACEPARENT, wire::TRACESTATE] {
         if name == known {

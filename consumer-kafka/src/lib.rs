@@ -32,6 +32,8 @@ mod convert;
 mod dead_letters;
 mod error;
 mod intake;
+#[cfg(test)]
+mod fuzz;
 mod partition;
 mod publisher;
 mod rebalance;

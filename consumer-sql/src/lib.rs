@@ -21,6 +21,8 @@ mod database;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod dedup;
 mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod inbox;
 mod migrate;
 mod outbox;

@@ -312,7 +312,7 @@ fn slot(key: &[u8]) -> usize {
     usize::from(crc) % SLOTS
 }
 
-type Map = (Vec<(String, u16)>, Vec<u16>);
+pub(crate) type Map = (Vec<(String, u16)>, Vec<u16>);
 
 async fn map(settings: &Settings, seed: &(String, u16)) -> Result<Map, RedisError> {
     let mut connection = connect_node(settings, seed).await?;
@@ -324,7 +324,7 @@ async fn map(settings: &Settings, seed: &(String, u16)) -> Result<Map, RedisErro
 }
 
 /// `CLUSTER SLOTS`: for each range its first and last slot, then its nodes, the primary first.
-fn read_map(value: &Value, seed: &str) -> Option<Map> {
+pub(crate) fn read_map(value: &Value, seed: &str) -> Option<Map> {
     let mut addresses: Vec<(String, u16)> = Vec::new();
     let mut slots = vec![NOBODY; SLOTS];
     for range in array(value)? {

@@ -51,6 +51,8 @@ mod connection;
 mod driver;
 mod error;
 pub mod format;
+#[cfg(test)]
+mod fuzz;
 mod greeting;
 mod operation;
 mod parking;

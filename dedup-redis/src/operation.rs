@@ -392,7 +392,7 @@ fn fresh_numbers(request: &ClaimRequest, epoch: u64) -> Numbers {
 }
 
 /// None: something is there that only the script can deal with.
-fn read_claim(
+pub(crate) fn read_claim(
     request: &ClaimRequest,
     contested: bool,
     epoch: u64,
@@ -428,7 +428,7 @@ fn read_claim(
     }
 }
 
-fn claimed(request: &ClaimRequest, numbers: &Numbers, suspect: bool) -> ClaimReply {
+pub(crate) fn claimed(request: &ClaimRequest, numbers: &Numbers, suspect: bool) -> ClaimReply {
     ClaimReply::Claimed(Claim {
         key: request.key.clone(),
         owner: request.owner,
@@ -443,7 +443,11 @@ fn claimed(request: &ClaimRequest, numbers: &Numbers, suspect: bool) -> ClaimRep
     })
 }
 
-fn read_resolution(claim: &Claim, resolution: Resolution, value: &Value) -> Result<Resolved, String> {
+pub(crate) fn read_resolution(
+    claim: &Claim,
+    resolution: Resolution,
+    value: &Value,
+) -> Result<Resolved, String> {
     match (resolution, value) {
         (Resolution::Completed, Value::Nil) => Ok(Resolved::Applied),
         (Resolution::Completed, Value::BulkString(before)) => Ok(match Record::from_bytes(before) {

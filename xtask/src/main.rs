@@ -2,6 +2,7 @@
 
 mod bench;
 mod cargo;
+mod fuzz;
 mod interrupt;
 mod machine;
 mod promises;
@@ -35,6 +36,8 @@ enum Task {
     Endurance(EnduranceArgs),
     /// Break each promise in a copy of the workspace, and expect its test to fail
     Prove(prove::Selection),
+    /// Run the property tests of parsers for longer, and count the inputs
+    Fuzz(fuzz::FuzzArgs),
     /// Install what this machine lacks for the tasks above, and do nothing else
     Install,
 }
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
             bench::run(false, &rest, &interrupt)
         }
         Task::Prove(selection) => prove::run(&selection, &interrupt),
+        Task::Fuzz(args) => fuzz::run(&args, &interrupt),
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
     });
     match outcome {

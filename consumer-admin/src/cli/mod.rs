@@ -3,6 +3,8 @@
 mod args;
 mod ask;
 mod commands;
+#[cfg(test)]
+mod fuzz;
 mod json;
 mod pager;
 mod progress;

@@ -19,7 +19,7 @@ const LONGEST: usize = 255;
 
 /// The latest death: it is why the message is where it is. One that only waited in a queue of a delayed retry did not die
 /// there.
-pub(super) fn latest(properties: &BasicProperties) -> Option<BrokerDeath> {
+pub(crate) fn latest(properties: &BasicProperties) -> Option<BrokerDeath> {
     let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get(DEATHS)? else {
         return None;
     };

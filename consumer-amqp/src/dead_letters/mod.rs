@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use consumer_core::dead_letters::{DeadLetters, DeadLettersError, Letters};
 
 pub(crate) use self::death::DEATHS;
+#[cfg(test)]
+pub(crate) use self::death::latest as latest_death;
 use self::letters::AmqpLetters;
 use crate::{
     connection::{Connection, leave},

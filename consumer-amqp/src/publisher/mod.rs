@@ -26,6 +26,8 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(test)]
+pub(crate) use self::properties::properties as properties_of;
 use self::{
     job::{Job, Place},
     worker::Worker,

@@ -32,7 +32,7 @@ const DEATH_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
 /// # Errors
 /// When AMQP cannot carry it.
-pub(super) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, PublishError> {
+pub(crate) fn properties(outgoing: &Outgoing) -> Result<BasicProperties, PublishError> {
     let native = outgoing.message().native::<AmqpDelivery>().map(|native| &native.properties);
     let headers = outgoing.headers();
     let is_dead_letter = outgoing.changes().contains(wire::DEAD_LETTER_REASON);

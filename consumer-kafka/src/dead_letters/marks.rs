@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 pub(super) const NO_TIMESTAMP: i64 = -1;
 
 /// The record that settles the letter at `place`, which has this timestamp.
-pub(super) fn mark(place: Place, timestamp: i64, how: Settled, now: SystemTime) -> Message {
+pub(crate) fn mark(place: Place, timestamp: i64, how: Settled, now: SystemTime) -> Message {
     let value = json!({
         "settled": how.as_str(),
         "at": wire::format_time(now),
@@ -27,18 +27,18 @@ pub(super) fn mark(place: Place, timestamp: i64, how: Settled, now: SystemTime) 
 }
 
 /// The record that takes a mark away.
-pub(super) fn tombstone(place: Place) -> Message {
+pub(crate) fn tombstone(place: Place) -> Message {
     Message::builder().key(place.to_string()).build()
 }
 
 /// The letters that marks were written for: offset and timestamp.
 #[derive(Debug, Default)]
-pub(super) struct Marks(HashMap<u64, BTreeMap<u64, i64>>);
+pub(crate) struct Marks(HashMap<u64, BTreeMap<u64, i64>>);
 
 impl Marks {
     /// Reads a record of the settled topic; the last one of a key counts. Whether it was understood: what was not
     /// changes nothing, so that it hides no letter.
-    pub(super) fn read(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> bool {
+    pub(crate) fn read(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> bool {
         let Some(place) = key.and_then(parse_place) else { return false };
         let Some(value) = value else {
             if let Some(partition) = self.0.get_mut(&place.scope) {
@@ -52,7 +52,7 @@ impl Marks {
     }
 
     /// Whether the letter at `place` is settled, rather than one that was there before it.
-    pub(super) fn hides(&self, place: Place, timestamp: i64) -> bool {
+    pub(crate) fn hides(&self, place: Place, timestamp: i64) -> bool {
         self.0.get(&place.scope).and_then(|partition| partition.get(&place.seq)) == Some(&timestamp)
     }
 

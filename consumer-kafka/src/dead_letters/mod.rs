@@ -4,7 +4,7 @@
 //! which is read completely before the letters are. A mark hides the one letter it was written for and no other that
 //! comes to lie at the same offset, so a topic that was deleted and created anew shows all that is in it.
 
-mod marks;
+pub(crate) mod marks;
 mod reader;
 mod session;
 mod settler;

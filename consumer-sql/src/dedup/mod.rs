@@ -5,7 +5,7 @@ mod driver;
 mod jobs;
 #[cfg(feature = "postgres")]
 mod postgres;
-mod record;
+pub(crate) mod record;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 

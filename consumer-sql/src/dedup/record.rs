@@ -16,44 +16,44 @@ const DEAD_LETTERED: i16 = 5;
 
 /// The state of a key and when it ends, in milliseconds of the database's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kept {
-    pub(super) state: State,
-    pub(super) expires_at: u64,
+pub(crate) struct Kept {
+    pub(crate) state: State,
+    pub(crate) expires_at: u64,
 }
 
 /// A record, with the number of the write that made it. The first number of a key is random and the others follow, so
 /// that a key that was forgotten and comes again is not taken for the old one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Row<T> {
-    pub(super) version: i64,
-    pub(super) record: T,
+pub(crate) struct Row<T> {
+    pub(crate) version: i64,
+    pub(crate) record: T,
 }
 
 /// Why a row cannot be read. Written by a version that knows more: better no answer than a wrong one.
-pub(super) type Unreadable = String;
+pub(crate) type Unreadable = String;
 
 /// What was found; a key without a row is not in it.
-pub(super) type Rows<T> = HashMap<u128, Result<Row<T>, Unreadable>>;
+pub(crate) type Rows<T> = HashMap<u128, Result<Row<T>, Unreadable>>;
 
 /// The columns of `consumer_dedup` behind its key and version.
 #[derive(Debug)]
-pub(super) struct Columns {
-    pub(super) state: i16,
-    pub(super) expires_at: i64,
-    pub(super) fingerprint: Option<Vec<u8>>,
-    pub(super) epoch: i64,
-    pub(super) attempts: i64,
-    pub(super) crashes: i64,
-    pub(super) suspect: bool,
-    pub(super) redrive: i64,
-    pub(super) owner: Option<Vec<u8>>,
-    pub(super) lease_until: Option<i64>,
-    pub(super) mode: Option<i16>,
-    pub(super) attempt: Option<i64>,
+pub(crate) struct Columns {
+    pub(crate) state: i16,
+    pub(crate) expires_at: i64,
+    pub(crate) fingerprint: Option<Vec<u8>>,
+    pub(crate) epoch: i64,
+    pub(crate) attempts: i64,
+    pub(crate) crashes: i64,
+    pub(crate) suspect: bool,
+    pub(crate) redrive: i64,
+    pub(crate) owner: Option<Vec<u8>>,
+    pub(crate) lease_until: Option<i64>,
+    pub(crate) mode: Option<i16>,
+    pub(crate) attempt: Option<i64>,
 }
 
 impl Columns {
-    pub(super) fn of(kept: &Kept) -> Self {
+    pub(crate) fn of(kept: &Kept) -> Self {
         let none =
             Numbers { epoch: 0, attempts: 0, crashes: 0, suspect: false, fingerprint: None, redrive: 0 };
         let (state, numbers, claimed, attempt) = match kept.state {
@@ -86,7 +86,7 @@ impl Columns {
         }
     }
 
-    pub(super) fn kept(self) -> Result<Kept, Unreadable> {
+    pub(crate) fn kept(self) -> Result<Kept, Unreadable> {
         let fingerprint = self.fingerprint.as_deref().map(number).transpose()?;
         let numbers = Numbers {
             epoch: unsigned(self.epoch),
@@ -118,31 +118,31 @@ impl Columns {
 }
 
 /// A row of `consumer_parked` from its columns.
-pub(super) fn parked(ids: &[u8], until: i64, expires_at: i64) -> Result<Parked, Unreadable> {
+pub(crate) fn parked(ids: &[u8], until: i64, expires_at: i64) -> Result<Parked, Unreadable> {
     let ids = ids.chunks(16).map(number).collect::<Result<_, _>>()?;
     Ok(Parked { ids, until: unsigned(until), expires_at: unsigned(expires_at) })
 }
 
 /// The column `ids`.
-pub(super) fn ids(parked: &Parked) -> Vec<u8> {
+pub(crate) fn ids(parked: &Parked) -> Vec<u8> {
     parked.ids.iter().flat_map(|id| id.to_be_bytes()).collect()
 }
 
-pub(super) fn bytes(number: u128) -> Vec<u8> {
+pub(crate) fn bytes(number: u128) -> Vec<u8> {
     number.to_be_bytes().into()
 }
 
-pub(super) fn number(bytes: &[u8]) -> Result<u128, Unreadable> {
+pub(crate) fn number(bytes: &[u8]) -> Result<u128, Unreadable> {
     let bytes = bytes.try_into().map_err(|_| format!("{} bytes where 16 belong", bytes.len()))?;
     Ok(u128::from_be_bytes(bytes))
 }
 
 /// The databases' integers have a sign; what is beyond them is as good as for ever.
-pub(super) fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-pub(super) fn unsigned(value: i64) -> u64 {
+pub(crate) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 

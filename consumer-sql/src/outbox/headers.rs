@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 const BASE64: &str = "base64";
 
-pub(super) fn write(headers: &Headers) -> String {
+pub(crate) fn write(headers: &Headers) -> String {
     let value = |value: Option<&bytes::Bytes>| match value {
         None => Value::Null,
         Some(value) => match std::str::from_utf8(value) {

@@ -227,7 +227,7 @@ impl Which {
     }
 }
 
-fn place(text: &str) -> Result<Place, String> {
+pub(crate) fn place(text: &str) -> Result<Place, String> {
     let parsed = text
         .split_once('@')
         .and_then(|(scope, seq)| Some(Place { scope: scope.parse().ok()?, seq: seq.parse().ok()? }));
@@ -239,7 +239,7 @@ const REASONS: [&str; 7] =
     ["permanent", "undecodable", "attempts-exhausted", "conflict", "no-key", "broker", "unknown"];
 
 /// A point in time, or how long ago.
-fn time(text: &str) -> Result<SystemTime, String> {
+pub(crate) fn time(text: &str) -> Result<SystemTime, String> {
     if let Ok(at) = wire::parse_time(text) {
         return Ok(at);
     }

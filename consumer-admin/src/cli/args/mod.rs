@@ -104,7 +104,7 @@ pub(crate) struct PagerArgs {
     pub(crate) no_pager: bool,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "a time is written as 30s, 2h, 7d".to_owned())
 }
 

@@ -48,6 +48,8 @@ use crate::{
     time::{WallClock, system},
 };
 pub use provenance::Reason;
+#[cfg(test)]
+pub(crate) use provenance::headers as provenance_of;
 pub use service::DeadLetter;
 use service::Shared;
 

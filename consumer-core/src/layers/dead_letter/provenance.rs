@@ -55,7 +55,7 @@ impl fmt::Display for Reason {
 }
 
 /// The headers of a dead letter. `crashes` are those counted alone by the dedup store.
-pub(super) fn headers(
+pub(crate) fn headers(
     message: &Message,
     failure: &Failure,
     crashes: u32,

@@ -1,6 +1,8 @@
 //! The command line.
 
 mod args;
+#[cfg(test)]
+mod fuzz;
 mod value;
 
 pub(crate) use args::{Broker, Cli, Command, Consume, Produce};
