@@ -8,7 +8,7 @@ use lapin::{
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
 
-use crate::error::{AmqpError, Kind, said};
+use crate::error::{AmqpError, Kind, chain, distrust, said};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,10 +114,7 @@ impl Connection {
     pub(crate) async fn connect(&self, role: &str) -> Result<lapin::Connection, AmqpError> {
         let address = self.address();
         let tls = self.tls.as_ref().map(Tls::read).transpose()?.unwrap_or_default();
-        let unreachable = |error: lapin::Error| {
-            AmqpError::driver(format!("rabbitmq at {address} cannot be reached"), error)
-        };
-        let runtime = runtime::default_runtime().map_err(unreachable)?;
+        let runtime = runtime::default_runtime().map_err(|error| self.unreachable(error))?;
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {role}", self.name).into())
             .with_client_property("product".into(), "consumer-amqp".into())
@@ -148,9 +145,18 @@ impl Connection {
             let (vhost, user) = (&self.vhost, &self.user);
             (Kind::Denied, format!("rabbitmq at {address} does not let `{user}` into the vhost `{vhost}`"))
         } else {
-            return AmqpError::driver(format!("rabbitmq at {address} cannot be reached"), error);
+            return self.unreachable(error);
         };
         AmqpError::new(kind, message).with_source(error)
+    }
+
+    fn unreachable(&self, error: lapin::Error) -> AmqpError {
+        let address = self.address();
+        let message = match distrust(&chain(&error)) {
+            Some(why) => format!("no TLS connection to rabbitmq at {address}: {why}"),
+            None => format!("rabbitmq at {address} cannot be reached"),
+        };
+        AmqpError::driver(message, error)
     }
 
     fn uri(&self) -> AMQPUri {

@@ -139,6 +139,24 @@ pub(crate) fn said(error: &DriverError) -> Option<String> {
     }
 }
 
+/// Why the server's certificate is not trusted, if the driver's words (those of rustls) are about that.
+pub(crate) fn distrust(words: &str) -> Option<&'static str> {
+    const WHY: [(&str, &str); 4] = [
+        (
+            "certificate expired",
+            "its certificate has expired: renew it, or see whether the clock here is right",
+        ),
+        ("certificate not valid yet", "its certificate is not valid yet: is the clock here right?"),
+        ("not valid for name", "its certificate is not for this name: connect by a name that is in it"),
+        (
+            "UnknownIssuer",
+            "its certificate is from an authority that is not trusted: name the file with that authority's \
+             certificate by `cacertfile`",
+        ),
+    ];
+    WHY.iter().find(|(sign, _)| words.contains(sign)).map(|(_, why)| *why)
+}
+
 /// The error with its causes.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -11,7 +11,7 @@ use consumer_amqp::{AmqpAdmin, AmqpError, AmqpPublisher, AmqpSource, AmqpSourceB
 use consumer_core::{Demand, Event, Source, SourceError, runtime::Ordering};
 use consumer_testing::proxy::{Direction, Proxy};
 use tokio::time::timeout;
-use xtask::servers::{RabbitMq, shared_rabbitmq};
+use xtask::servers::{RabbitMq, ServerCertificate, shared_rabbitmq};
 
 /// The error that ends the source; it does not hang.
 async fn failure(builder: AmqpSourceBuilder) -> SourceError {
@@ -260,6 +260,35 @@ async fn tls_with_and_without_a_client_certificate() {
         let builder = consumer(&url, &name).start_timeout(Duration::from_secs(2));
         let error = failure(builder).await.to_string();
         assert!(error.contains("cannot be reached") || error.contains("within"), "{error}");
+    }
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_certificate_that_cannot_be_trusted_is_refused_and_it_is_said_why() {
+    for (kind, trusts_other, why) in [
+        (ServerCertificate::Expired, false, "has expired"),
+        (ServerCertificate::OtherHost, false, "is not for this name"),
+        (ServerCertificate::Valid, true, "is from an authority that is not trusted"),
+    ] {
+        let builder = RabbitMq::builder().user("ann", "hunter2").tls().server_certificate(kind);
+        let server = builder.start().unwrap();
+        let files = server.certificates().unwrap();
+        let authority = if trusts_other { files.other_authority() } else { files.authority() };
+        let url = format!("{}?cacertfile={}", server.tls_url().unwrap(), authority.display());
+        let error = admin(&url).depth("orders").await.unwrap_err();
+        let mut told = vec![error.to_string()];
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        let builder = consumer(&url, "orders").start_timeout(Duration::from_secs(1));
+        told.push(failure(builder).await.to_string());
+        let publisher = AmqpPublisher::builder(&url).timeout(Duration::from_secs(1)).build().unwrap();
+        let message = consumer_core::Message::builder().payload("x").build();
+        let sent = consumer_core::Publisher::publish(&publisher, consumer_core::Outgoing::new("q", message));
+        told.push(sent.await.unwrap_err().to_string());
+        for told in told {
+            assert!(told.contains(why) && !told.contains("hunter2"), "{kind:?}: {told}");
+        }
     }
 }
 

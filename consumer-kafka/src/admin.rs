@@ -94,7 +94,7 @@ impl KafkaAdmin {
         config.set("allow.auto.create.topics", "false");
         validate(&config, RDKafkaType::RD_KAFKA_CONSUMER)?;
         let client: BaseConsumer<Watch> =
-            config.create_with_context(Watch(Trouble::default())).map_err(KafkaError::from_config)?;
+            config.create_with_context(Watch(Trouble::new(&config))).map_err(KafkaError::from_config)?;
         Ok(Self { connection, timeout: TIMEOUT, client: Arc::new(EndsElsewhere(Some(client))) })
     }
 

@@ -25,6 +25,7 @@
 mod admin;
 mod assignment;
 mod builder;
+mod certificate;
 mod codes;
 mod commit;
 mod config;

@@ -46,12 +46,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Callbacks {
-    pub(crate) fn new(brokers: String, options: Arc<Options>, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(brokers: String, trouble: Trouble, options: Arc<Options>, shared: Arc<Shared>) -> Self {
         Self {
             brokers,
             options,
             shared,
-            trouble: Trouble::default(),
+            trouble,
             assignment: Mutex::default(),
             turn: Mutex::default(),
             holding: AtomicBool::new(false),

@@ -28,6 +28,7 @@ use crate::{
     retry::{create::create_missing, waiting},
     shared::{Control, Queued, Shared},
     start,
+    trouble::Trouble,
 };
 
 /// Messages that go over to the runtime at once.
@@ -53,7 +54,8 @@ pub(crate) fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("kafka-source".to_owned()).spawn(move || {
         let work = || {
-            let callbacks = Callbacks::new(connection.brokers().to_owned(), options, shared.clone());
+            let (brokers, trouble) = (connection.brokers().to_owned(), Trouble::new(&config));
+            let callbacks = Callbacks::new(brokers, trouble, options, shared.clone());
             match join(&config, &connection, callbacks) {
                 Ok((consumer, committer)) => Worker::new(consumer, shared.clone(), committer).run(),
                 Err(error) => {

@@ -6,16 +6,23 @@ use std::{
 };
 
 use rdkafka::{
+    ClientConfig,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, ConsumerContext},
     error::{KafkaError as DriverError, RDKafkaErrorCode},
 };
 
-use crate::error::{KafkaError, Kind, code_of};
+use crate::{
+    certificate::Trust,
+    error::{KafkaError, Kind, code_of},
+};
 
 /// The most telling error since the last success.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Option<(RDKafkaErrorCode, String)>>);
+pub(crate) struct Trouble {
+    last: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    trust: Trust,
+}
 
 fn weight(code: RDKafkaErrorCode) -> u8 {
     match code {
@@ -27,16 +34,22 @@ fn weight(code: RDKafkaErrorCode) -> u8 {
 }
 
 impl Trouble {
+    pub(crate) fn new(config: &ClientConfig) -> Self {
+        Self { last: Mutex::default(), trust: Trust::of(config) }
+    }
+
+    /// From a thread that may block: a certificate that is refused is looked at.
     pub(crate) fn record(&self, error: &DriverError, reason: &str) {
         let Some(code) = code_of(error) else { return };
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reason = self.trust.why_not(reason).unwrap_or(reason);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref().is_none_or(|(old, _)| weight(code) >= weight(*old)) {
             *last = Some((code, reason.to_owned()));
         }
     }
 
     pub(crate) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether waiting longer is no use.
@@ -45,7 +58,7 @@ impl Trouble {
     }
 
     fn last(&self) -> Option<(RDKafkaErrorCode, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The error for what could not be done at `brokers`.

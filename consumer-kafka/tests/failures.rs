@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use common::*;
 use consumer_core::SourceError;
-use consumer_kafka::{KafkaAdmin, KafkaSource, KafkaSourceBuilder};
+use consumer_kafka::{KafkaAdmin, KafkaPublisher, KafkaSource, KafkaSourceBuilder};
 use tokio::time::timeout;
-use xtask::servers::{Kafka, shared_kafka};
+use xtask::servers::{Kafka, ServerCertificate, shared_kafka};
 
 /// The error that ends the source; it does not hang.
 async fn failure(builder: KafkaSourceBuilder) -> SourceError {
@@ -103,6 +103,35 @@ async fn tls_by_url() {
     let builder = KafkaSource::from_url(url).group("g").topic(&topic).start_timeout(Duration::from_secs(3));
     let message = failure(builder).await.to_string();
     assert!(message.contains("TLS"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_certificate_that_cannot_be_trusted_is_refused_and_it_is_said_why() {
+    for (kind, trusts_other, why) in [
+        (ServerCertificate::Expired, false, "has expired"),
+        (ServerCertificate::OtherHost, false, "is not for this name"),
+        (ServerCertificate::Valid, true, "is from an authority that is not trusted"),
+    ] {
+        let builder = Kafka::builder().sasl_plain("ann", "hunter2").tls().server_certificate(kind);
+        let kafka = builder.start().unwrap();
+        let files = kafka.certificates().unwrap();
+        let authority = if trusts_other { files.other_authority() } else { files.authority() };
+        let brokers = kafka.bootstrap();
+        let authority = authority.display();
+        let url =
+            format!("kafka+tls://ann:hunter2@{brokers}?ssl.ca.location={authority}&message.timeout.ms=3000");
+        let admin = KafkaAdmin::from_url(&url).unwrap().timeout(Duration::from_secs(3));
+        let builder = KafkaSource::from_url(&url).group("g").topic("t").start_timeout(Duration::from_secs(3));
+        let message = consumer_core::Message::builder().payload("x").build();
+        let publisher = KafkaPublisher::from_url(&url).build().unwrap();
+        let sent = consumer_core::Publisher::publish(&publisher, consumer_core::Outgoing::new("t", message));
+        let (looked, consumed, sent) = tokio::join!(admin.partitions("t"), failure(builder), sent);
+        let told = [looked.unwrap_err().to_string(), consumed.to_string(), sent.unwrap_err().to_string()];
+        for told in told {
+            assert!(told.contains(why) && !told.contains("hunter2"), "{kind:?}: {told}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

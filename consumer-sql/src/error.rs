@@ -115,15 +115,35 @@ const MAY_NOT_CREATE: &str = "the user may not create tables there, or their sch
 const READ_ONLY: &str = "the database is read only: is it a standby, or a file without write permission?";
 const AWAY: &str = "the server cannot be reached, or is going down";
 
+/// Why the server's certificate is not trusted, if the driver's words (those of rustls) are about that.
+fn distrust(words: &str) -> Option<&'static str> {
+    const WHY: [(&str, &str); 4] = [
+        (
+            "certificate expired",
+            "the server's certificate has expired: renew it, or see whether the clock here is right",
+        ),
+        ("certificate not valid yet", "the server's certificate is not valid yet: is the clock here right?"),
+        (
+            "not valid for name",
+            "the server's certificate is not for this name: connect by a name that is in it",
+        ),
+        (
+            "UnknownIssuer",
+            "the server's certificate is from an authority that is not trusted: name the file with that authority's \
+             certificate by `sslrootcert` in the url",
+        ),
+    ];
+    WHY.iter().find(|(sign, _)| words.contains(sign)).map(|(_, why)| *why)
+}
+
 fn advice(error: &sqlx::Error) -> (Kind, Option<&'static str>) {
     match error {
         sqlx::Error::PoolTimedOut => {
             let advice = "every connection of the pool is taken: is it smaller than what runs at once?";
             (Kind::Unavailable, Some(advice))
         }
-        sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
-            (Kind::Unavailable, Some(AWAY))
-        }
+        sqlx::Error::Io(error) => (Kind::Unavailable, Some(distrust(&error.to_string()).unwrap_or(AWAY))),
+        sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => (Kind::Unavailable, Some(AWAY)),
         sqlx::Error::Configuration(_) => (Kind::Config, Some("the url cannot be read")),
         sqlx::Error::Database(error) => {
             let code = error.code();

@@ -9,7 +9,7 @@ use crate::{
     builder::EvictionCheck,
     clock::Clock,
     connection::{Connection, Opener, Reply, Settings, Trouble},
-    error::{ConnectError, Kind},
+    error::{ConnectError, Kind, distrust},
     scripts,
     target::{Deployment, Target},
 };
@@ -145,7 +145,10 @@ fn failed(error: &RedisError, settings: &Settings) -> ConnectError {
         (ErrorKind::MasterNameNotFoundBySentinel, _) => {
             (Kind::Unreachable, format!("no sentinel of {target} names a primary"))
         }
-        _ => (Kind::Unreachable, format!("{target} cannot be reached")),
+        _ => match distrust(&error.to_string()) {
+            Some(why) => (Kind::Unreachable, format!("no TLS connection to {target}: {why}")),
+            None => (Kind::Unreachable, format!("{target} cannot be reached")),
+        },
     };
     ConnectError::new(kind, message).with_source(settings.describe(error))
 }

@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpListener,
 };
-use xtask::servers::{Redis, RedisCluster, RedisSentinel, shared_redis};
+use xtask::servers::{Redis, RedisCluster, RedisSentinel, ServerCertificate, shared_redis};
 
 /// All that an error may ever show.
 fn shown(error: &ConnectError) -> String {
@@ -179,6 +179,25 @@ async fn tls_with_and_without_a_client_certificate() {
     let builder =
         builder.client_certificate(read(certificates.client_certificate()), read(certificates.client_key()));
     works(&builder.connect().await.unwrap(), 1).await;
+}
+
+#[tokio::test]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_certificate_that_cannot_be_trusted_is_refused_and_it_is_said_why() {
+    for (kind, trusts_other, why) in [
+        (ServerCertificate::Expired, false, "has expired"),
+        (ServerCertificate::OtherHost, false, "is not for this name"),
+        (ServerCertificate::Valid, true, "is from an authority that is not trusted"),
+    ] {
+        let redis = Redis::builder().tls().password("hunter2").server_certificate(kind).start().unwrap();
+        let files = redis.certificates().unwrap();
+        let authority = if trusts_other { files.other_authority() } else { files.authority() };
+        let builder = RedisStore::builder(redis.url()).authority(fs::read(authority).unwrap());
+        let error = within("an error", builder.connect()).await.unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains(why), "{kind:?}: {}", shown(&error));
+        assert!(told.contains(&redis.port().to_string()) && !shown(&error).contains("hunter2"), "{told}");
+    }
 }
 
 #[tokio::test]

@@ -136,7 +136,7 @@ fn read(
     batches: &mpsc::Sender<Batch>,
 ) -> Result<(), Stop> {
     let consumer: BaseConsumer<Watch> = config
-        .create_with_context(Watch(Trouble::default()))
+        .create_with_context(Watch(Trouble::new(config)))
         .map_err(|error| in_words(KafkaError::from_config(error)))?;
     let reader = Reader { consumer, brokers, patience: reading.patience, wanted: batches };
     let mut marks = Marks::default();

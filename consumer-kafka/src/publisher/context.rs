@@ -80,10 +80,10 @@ struct Waiting {
 }
 
 impl Reports {
-    pub(super) fn new(brokers: &str, limits: Limits) -> Self {
+    pub(super) fn new(brokers: &str, trouble: Trouble, limits: Limits) -> Self {
         Self {
             brokers: brokers.to_owned(),
-            trouble: Trouble::default(),
+            trouble,
             limits,
             waiting: Mutex::default(),
             count: AtomicUsize::new(0),

@@ -26,6 +26,7 @@ use crate::{
     config::{Connection, PUBLISHER_DEFAULTS, PUBLISHER_FIXED, refused_for_publisher, validate},
     error::KafkaError,
     retry::route::route,
+    trouble::Trouble,
     url,
 };
 use context::{Limits, Pending, Reports};
@@ -122,7 +123,7 @@ impl Running {
             },
             bytes: usize::try_from(kilobytes.saturating_mul(1024)).unwrap_or(usize::MAX),
         };
-        let reports = Reports::new(connection.brokers(), limits);
+        let reports = Reports::new(connection.brokers(), Trouble::new(config), limits);
         let producer: BaseProducer<Reports> =
             config.create_with_context(reports).map_err(KafkaError::from_config)?;
         let producer = Arc::new(producer);

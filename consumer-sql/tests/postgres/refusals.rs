@@ -4,7 +4,7 @@ use consumer_core::dedup::DedupStore;
 use consumer_sql::{PostgresStore, SqlError};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use std::error::Error;
-use xtask::servers::{Postgres, free_port, shared_postgres};
+use xtask::servers::{Postgres, ServerCertificate, free_port, shared_postgres};
 
 use crate::{claimed, own_tables, raw, request, store};
 
@@ -103,4 +103,24 @@ async fn a_server_with_tls_is_checked_by_its_authority() {
         .close()
         .await
         .unwrap();
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_certificate_that_cannot_be_trusted_is_refused_and_it_is_said_why() {
+    for (kind, trusts_other, why) in [
+        (ServerCertificate::Expired, false, "has expired"),
+        (ServerCertificate::OtherHost, false, "is not for this name"),
+        (ServerCertificate::Valid, true, "is from an authority that is not trusted"),
+    ] {
+        let server = Postgres::builder().password("hunter2").tls().server_certificate(kind).start().unwrap();
+        let files = server.certificates().unwrap();
+        let [ours, other] =
+            [files.authority(), files.other_authority()].map(|path| path.display().to_string());
+        let url = if trusts_other { server.url().replace(&ours, &other) } else { server.url() };
+        let error = PostgresStore::connect(url).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{kind:?}: {}", text(&error));
+        assert!(!text(&error).contains("hunter2"), "{}", text(&error));
+    }
 }

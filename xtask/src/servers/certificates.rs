@@ -22,13 +22,38 @@ basicConstraints = critical,CA:FALSE
 keyUsage = critical,digitalSignature
 extendedKeyUsage = serverAuth
 subjectAltName = DNS:localhost,IP:127.0.0.1
+[elsewhere]
+basicConstraints = critical,CA:FALSE
+keyUsage = critical,digitalSignature
+extendedKeyUsage = serverAuth
+subjectAltName = DNS:elsewhere.invalid
 [client]
 basicConstraints = critical,CA:FALSE
 keyUsage = critical,digitalSignature
 extendedKeyUsage = clientAuth
+[signing]
+database = index.txt
+new_certs_dir = .
+serial = serial
+default_md = sha256
+policy = any
+[any]
+commonName = supplied
 ";
 
-/// An authority of its own, and what it has signed: one certificate for the server (`localhost`, `127.0.0.1`) and one
+/// What a server shows to its clients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ServerCertificate {
+    /// For `localhost` and `127.0.0.1`, for 30 days from now.
+    #[default]
+    Valid,
+    /// For the same names, in January 2020.
+    Expired,
+    /// For `elsewhere.invalid` only.
+    OtherHost,
+}
+
+/// An authority of its own, and what it has signed: one certificate for the server (see [`ServerCertificate`]) and one
 /// for a client. All files are PEM, keys are unencrypted PKCS #8 on P-256, valid for 30 days.
 #[derive(Debug, Clone)]
 pub struct Certificates {
@@ -39,6 +64,11 @@ impl Certificates {
     /// The authority's certificate, by which clients check the server.
     pub fn authority(&self) -> PathBuf {
         self.dir.join("authority.crt")
+    }
+
+    /// The certificate of an authority that has signed nothing here: with it a client trusts somebody else.
+    pub fn other_authority(&self) -> PathBuf {
+        self.dir.join("other.crt")
     }
 
     /// The certificate with which a client may prove who it is: `CN=client`.
@@ -59,17 +89,29 @@ impl Certificates {
         self.dir.join("server.key")
     }
 
-    pub(super) fn make(parent: &Path) -> Result<Self, ServerError> {
+    pub(super) fn make(parent: &Path, server: ServerCertificate) -> Result<Self, ServerError> {
         let dir = parent.join("certificates");
         let failed = |error| ServerError::io("the certificates could not be written", error);
         fs::create_dir(&dir).map_err(failed)?;
         fs::write(dir.join("openssl.cnf"), CONFIG).map_err(failed)?;
         let made = Self { dir };
-        made.openssl("req -x509 -days 30 -extensions authority -out authority.crt", Some("authority"))?;
-        for name in ["server", "client"] {
+        fs::write(made.dir.join("index.txt"), "").map_err(failed)?;
+        fs::write(made.dir.join("serial"), "01\n").map_err(failed)?;
+        for name in ["authority", "other"] {
+            let sign = format!("req -x509 -days 30 -extensions authority -out {name}.crt");
+            made.openssl(&sign, Some(name))?;
+        }
+        let server = match server {
+            ServerCertificate::Valid => "-days 30 -extensions server",
+            ServerCertificate::Expired => {
+                "-startdate 20200101000000Z -enddate 20200201000000Z -extensions server"
+            }
+            ServerCertificate::OtherHost => "-days 30 -extensions elsewhere",
+        };
+        for (name, how) in [("server", server), ("client", "-days 30 -extensions client")] {
             made.openssl(&format!("req -out {name}.csr"), Some(name))?;
-            let sign = "x509 -req -days 30 -CA authority.crt -CAkey authority.key -CAcreateserial -extfile openssl.cnf";
-            made.openssl(&format!("{sign} -extensions {name} -in {name}.csr -out {name}.crt"), None)?;
+            let sign = "ca -batch -notext -config openssl.cnf -name signing -cert authority.crt -keyfile authority.key";
+            made.openssl(&format!("{sign} {how} -in {name}.csr -out {name}.crt"), None)?;
         }
         Ok(made)
     }

@@ -30,7 +30,7 @@ mod redis;
 mod scratch;
 mod shared;
 
-pub use self::certificates::Certificates;
+pub use self::certificates::{Certificates, ServerCertificate};
 pub use self::error::ServerError;
 pub use self::jars::{KAFKA_VERSION, kafka_libs};
 pub use self::kafka::{Kafka, KafkaBuilder};

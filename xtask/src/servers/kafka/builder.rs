@@ -5,7 +5,7 @@ use super::{
     properties::{Ports, Sasl, server_properties},
 };
 use crate::servers::{
-    Certificates, ServerError, free_port, kafka_libs,
+    Certificates, ServerCertificate, ServerError, free_port, kafka_libs,
     process::{self, Slot},
     scratch::Scratch,
 };
@@ -33,6 +33,7 @@ pub struct KafkaBuilder {
     sasl: Option<Sasl>,
     tls: bool,
     tls_client_certificate: bool,
+    server_certificate: ServerCertificate,
     heap_mib: u32,
 }
 
@@ -43,6 +44,7 @@ impl Default for KafkaBuilder {
             sasl: None,
             tls: false,
             tls_client_certificate: false,
+            server_certificate: ServerCertificate::default(),
             heap_mib: 512,
         }
     }
@@ -80,6 +82,12 @@ impl KafkaBuilder {
         self.tls()
     }
 
+    /// What a server with TLS shows to its clients. Default: a certificate that is as it should be.
+    pub fn server_certificate(mut self, kind: ServerCertificate) -> Self {
+        self.server_certificate = kind;
+        self
+    }
+
     /// The JVM's largest heap in MiB. Default: 512.
     pub fn heap_mib(mut self, mib: u32) -> Self {
         self.heap_mib = mib;
@@ -104,7 +112,7 @@ impl KafkaBuilder {
         let ports = Ports { client: free()?, internal: free()?, controller: free()? };
         let scratch = Scratch::new()?;
         let dir = scratch.path();
-        let certificates = self.tls.then(|| Certificates::make(dir)).transpose()?;
+        let certificates = self.tls.then(|| Certificates::make(dir, self.server_certificate)).transpose()?;
         let config = self.config(ports, dir, certificates.as_ref())?;
         write(&dir.join("server.properties"), &config)?;
         write(&dir.join("log4j2.properties"), LOGGING)?;

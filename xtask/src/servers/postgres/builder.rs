@@ -1,7 +1,9 @@
 //! Options of a PostgreSQL server, and the making of its data folder.
 
 use super::{Cluster, Postgres, programs};
-use crate::servers::{Certificates, ServerError, free_port, process, process::Slot, scratch::Scratch};
+use crate::servers::{
+    Certificates, ServerCertificate, ServerError, free_port, process, process::Slot, scratch::Scratch,
+};
 use std::{
     fmt, fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
@@ -16,6 +18,7 @@ pub struct PostgresBuilder {
     options: Vec<(String, String)>,
     password: Option<String>,
     tls: bool,
+    server_certificate: ServerCertificate,
 }
 
 /// Leaves out the password and the values of options.
@@ -48,6 +51,12 @@ impl PostgresBuilder {
         self
     }
 
+    /// What a server with TLS shows to its clients. Default: a certificate that is as it should be.
+    pub fn server_certificate(mut self, kind: ServerCertificate) -> Self {
+        self.server_certificate = kind;
+        self
+    }
+
     /// Makes the data folder, starts the server and waits until it answers.
     ///
     /// # Errors
@@ -65,7 +74,8 @@ impl PostgresBuilder {
         let port = free_port().map_err(|error| ServerError::io("no port for postgres", error))?;
         let scratch = Scratch::new()?;
         let failed = |error| ServerError::io("the folder of postgres could not be made", error);
-        let certificates = self.tls.then(|| Certificates::make(scratch.path())).transpose()?;
+        let certificates = self.tls.then(|| Certificates::make(scratch.path(), self.server_certificate));
+        let certificates = certificates.transpose()?;
         let home = scratch.path().join("postgres");
         let is_root = fs::metadata(scratch.path()).map_err(failed)?.uid() == 0;
         let cluster = Cluster {

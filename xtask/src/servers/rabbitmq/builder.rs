@@ -4,7 +4,9 @@ use super::{
     RabbitMq,
     node::{Node, Ports},
 };
-use crate::servers::{Certificates, ServerError, free_port, process::Slot, scratch::Scratch};
+use crate::servers::{
+    Certificates, ServerCertificate, ServerError, free_port, process::Slot, scratch::Scratch,
+};
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// Options of a [`RabbitMq`] to be started.
@@ -15,6 +17,7 @@ pub struct RabbitMqBuilder {
     user: String,
     password: String,
     tls: Option<ClientCertificates>,
+    server_certificate: ServerCertificate,
     tick: Option<Duration>,
 }
 
@@ -31,6 +34,7 @@ impl Default for RabbitMqBuilder {
             user: "guest".to_owned(),
             password: "guest".to_owned(),
             tls: None,
+            server_certificate: ServerCertificate::default(),
             tick: None,
         }
     }
@@ -83,6 +87,12 @@ impl RabbitMqBuilder {
         self
     }
 
+    /// What a server with TLS shows to its clients. Default: a certificate that is as it should be.
+    pub fn server_certificate(mut self, kind: ServerCertificate) -> Self {
+        self.server_certificate = kind;
+        self
+    }
+
     /// Closes the channel of a consumer that has not settled a delivery for so long (by the millisecond), and looks for
     /// those twice in that time: the server's own pace is once a minute. Its default is 30 minutes.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
@@ -106,7 +116,8 @@ impl RabbitMqBuilder {
         let free = || free_port().map_err(|error| ServerError::io("no port for rabbitmq", error));
         let ports = Ports { plain: free()?, tls: free()?, node: free()?, mapper: free()? };
         let scratch = Scratch::new()?;
-        let certificates = self.tls.map(|_| Certificates::make(scratch.path())).transpose()?;
+        let certificates = self.tls.map(|_| Certificates::make(scratch.path(), self.server_certificate));
+        let certificates = certificates.transpose()?;
         let node = Node {
             ports,
             dir: scratch.path().to_owned(),

@@ -1,7 +1,9 @@
 //! Options of a Redis server, and its configuration file.
 
 use super::{Access, Redis};
-use crate::servers::{Certificates, ServerError, free_port, process::Slot, scratch::Scratch};
+use crate::servers::{
+    Certificates, ServerCertificate, ServerError, free_port, process::Slot, scratch::Scratch,
+};
 use std::{fs, path::Path};
 
 /// Options of a [`Redis`] to be started.
@@ -10,6 +12,7 @@ use std::{fs, path::Path};
 pub struct RedisBuilder {
     options: Vec<(String, String)>,
     tls: Option<ClientCertificates>,
+    server_certificate: ServerCertificate,
     mode: Mode,
 }
 
@@ -69,6 +72,12 @@ impl RedisBuilder {
         self
     }
 
+    /// What a server with TLS shows to its clients. Default: a certificate that is as it should be.
+    pub fn server_certificate(mut self, kind: ServerCertificate) -> Self {
+        self.server_certificate = kind;
+        self
+    }
+
     pub(super) fn cluster(mut self) -> Self {
         self.mode = Mode::ClusterNode;
         self
@@ -95,7 +104,8 @@ impl RedisBuilder {
         let free = || free_port().map_err(|error| ServerError::io("no port for redis", error));
         let (port, bus_port) = (free()?, free()?);
         let scratch = Scratch::new()?;
-        let certificates = self.tls.map(|_| Certificates::make(scratch.path())).transpose()?;
+        let certificates = self.tls.map(|_| Certificates::make(scratch.path(), self.server_certificate));
+        let certificates = certificates.transpose()?;
         let mut config = self.config(port, bus_port, scratch.path());
         if let Some(certificates) = &certificates {
             config.push(("tls-ca-cert-file".to_owned(), quoted(&certificates.authority())));
