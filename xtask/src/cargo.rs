@@ -2,7 +2,7 @@
 
 use crate::{interrupt::Interrupt, stop::Stop};
 use serde_json::Value;
-use std::{env, path::Path, process::Command};
+use std::{env, ffi::OsStr, path::Path, process::Command};
 
 /// Features that change nothing but where a C library comes from. They need more of the machine (an OpenSSL built from
 /// source, Kerberos headers) and have no code of ours behind them.
@@ -10,15 +10,21 @@ const NOT_BUILT: [&str; 2] = ["tls-vendored", "gssapi"];
 
 /// Cargo, in the root of the workspace.
 pub(crate) fn cargo() -> Command {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    cargo
+    in_root(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs cargo with its output shown, and fails when it does.
+/// A program, in the root of the workspace.
+pub(crate) fn in_root(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command
+}
+
+/// Runs cargo, or one of its tools, with its output shown, and fails when it does.
 pub(crate) fn run(command: &mut Command, interrupt: &Interrupt) -> Result<(), Stop> {
     let shown: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let shown = format!("cargo {}", shown.join(" "));
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let shown = format!("{} {}", program.to_string_lossy(), shown.join(" "));
     eprintln!("    {shown}");
     let status = interrupt.run(command)?;
     if status.success() { Ok(()) } else { Err(Stop::failed(format!("`{shown}` failed ({status})"))) }

@@ -3,6 +3,7 @@
 mod bench;
 mod cargo;
 mod fuzz;
+mod deny;
 mod interrupt;
 mod machine;
 mod promises;
@@ -38,6 +39,8 @@ enum Task {
     Prove(prove::Selection),
     /// Run the property tests of parsers for longer, and count the inputs
     Fuzz(fuzz::FuzzArgs),
+    /// Look whether a crate of the build has a known vulnerability; exit code 3 if that cannot be found out
+    Audit,
     /// Install what this machine lacks for the tasks above, and do nothing else
     Install,
 }
@@ -75,12 +78,19 @@ fn main() -> ExitCode {
         Task::Prove(selection) => prove::run(&selection, &interrupt),
         Task::Fuzz(args) => fuzz::run(&args, &interrupt),
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
+        Task::Audit => deny::audit(&interrupt),
+        Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt)
+            .and_then(|()| deny::program(&interrupt).map(drop)),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Failed(why)) => {
             eprintln!("\nxtask: {why}");
             ExitCode::FAILURE
+        }
+        Err(Stop::Unchecked(why)) => {
+            eprintln!("\nxtask: {why}");
+            ExitCode::from(3)
         }
         Err(Stop::Interrupted) => {
             // Those of tests that were stopped half way.

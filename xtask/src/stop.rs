@@ -2,11 +2,13 @@
 
 use xtask::servers::ServerError;
 
-/// The one error of the tasks. Both kinds end the process; they differ in what is said and in the exit code.
+/// The one error of the tasks. All kinds end the process; they differ in what is said and in the exit code.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// Something went wrong; the text says what, and what to do where that is known. Exit code 1.
     Failed(String),
+    /// What was to be checked could not be looked at; the text says why. Exit code 3.
+    Unchecked(String),
     /// SIGINT or SIGTERM. Exit code 130.
     Interrupted,
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
 use crate::{cargo, interrupt::Interrupt, machine, promises, services::Services, stop::Stop};
+use crate::{cargo, deny, interrupt::Interrupt, machine, services::Services, stop::Stop};
 use clap::{Args, ValueEnum};
 use std::{fs, path::Path, time::Instant};
 use xtask::servers::{KAFKA_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
@@ -35,6 +36,8 @@ pub(crate) enum Step {
     Docs,
     /// What is in the dependency tree of the core
     Tree,
+    /// Licenses, banned crates and sources of all that is built in, by `cargo deny`
+    Deny,
     /// The examples with each set of features
     Examples,
     /// Unit, doc, integration and example tests, with Kafka, RabbitMQ, Redis and PostgreSQL running
@@ -74,7 +77,7 @@ pub(crate) fn run(selection: &Selection, interrupt: &Interrupt) -> Result<(), St
         let step_begin = Instant::now();
         step.run(interrupt).map_err(|stop| match stop {
             Stop::Failed(why) => Stop::failed(format!("step `{name}` failed: {why}")),
-            Stop::Interrupted => Stop::Interrupted,
+            stop => stop,
         })?;
         eprintln!("    {name}: ok, {:.1} s", step_begin.elapsed().as_secs_f64());
     }
@@ -89,7 +92,8 @@ impl Step {
 
     fn run(self, interrupt: &Interrupt) -> Result<(), Stop> {
         match self {
-            Self::Machine => machine::prepare(&machine::EVERYTHING, interrupt),
+            Self::Machine => machine::prepare(&machine::EVERYTHING, interrupt)
+                .and_then(|()| deny::program(interrupt).map(drop)),
             Self::Format => {
                 component("fmt", "rustfmt")?;
                 cargo::run(cargo::cargo().args(["fmt", "--all", "--check"]), interrupt)
@@ -106,6 +110,7 @@ impl Step {
                 cargo::run(cargo::cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"), interrupt)
             }
             Self::Tree => tree(),
+            Self::Deny => deny::check(interrupt),
             Self::Examples => {
                 for (example, features) in EXAMPLES {
                     let build = ["build", "--package", example, "--features", features];
