@@ -3,6 +3,11 @@
 use crate::{interrupt::Interrupt, stop::Stop};
 use serde_json::Value;
 use std::{env, ffi::OsStr, path::Path, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Features that change nothing but where a C library comes from. They need more of the machine (an OpenSSL built from
 /// source, Kerberos headers) and have no code of ours behind them.
@@ -21,10 +26,14 @@ pub(crate) fn in_root(program: impl AsRef<OsStr>) -> Command {
 }
 
 /// Runs cargo, or one of its tools, with its output shown, and fails when it does.
+/// Runs cargo, or a program that it has built, with its output shown, and fails when it does.
 pub(crate) fn run(command: &mut Command, interrupt: &Interrupt) -> Result<(), Stop> {
+    let program =
+        Path::new(command.get_program()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let shown: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();
     let shown = format!("{} {}", program.to_string_lossy(), shown.join(" "));
+    let shown = format!("{program} {}", shown.join(" "));
     eprintln!("    {shown}");
     let status = interrupt.run(command)?;
     if status.success() { Ok(()) } else { Err(Stop::failed(format!("`{shown}` failed ({status})"))) }
@@ -44,13 +53,21 @@ pub(crate) fn output(arguments: &[&str]) -> Result<String, Stop> {
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
+/// Where the programs of debug builds are.
+pub(crate) fn programs() -> Result<PathBuf, Stop> {
+    let folder = metadata()?["target_directory"].as_str().map(|target| Path::new(target).join("debug"));
+    folder.ok_or_else(|| Stop::failed("`cargo metadata` names no target folder"))
+}
+
 /// The features to build the whole workspace with, for `--features`: all but [`NOT_BUILT`].
 pub(crate) fn all_features() -> Result<String, Stop> {
+    Ok(features_of(&metadata()?).join(","))
+}
+
+fn metadata() -> Result<Value, Stop> {
     let text = output(&["metadata", "--no-deps", "--format-version", "1"])?;
-    let metadata = serde_json::from_str(&text).map_err(|error| {
-        Stop::failed(format!("the answer of `cargo metadata` is not understood: {error}"))
-    })?;
-    Ok(features_of(&metadata).join(","))
+    serde_json::from_str(&text)
+        .map_err(|error| Stop::failed(format!("the answer of `cargo metadata` is not understood: {error}")))
 }
 
 fn features_of(metadata: &Value) -> Vec<String> {

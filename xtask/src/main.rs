@@ -4,6 +4,7 @@ mod bench;
 mod cargo;
 mod fuzz;
 mod deny;
+mod chaos;
 mod interrupt;
 mod machine;
 mod promises;
@@ -41,6 +42,12 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Look whether a crate of the build has a known vulnerability; exit code 3 if that cannot be found out
     Audit,
+    /// Break servers, connections and consumers at random, and judge what came of it (`--help` has the options)
+    #[command(disable_help_flag = true)]
+    Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<OsString>,
+    },
     /// Install what this machine lacks for the tasks above, and do nothing else
     Install,
 }
@@ -77,6 +84,7 @@ fn main() -> ExitCode {
         }
         Task::Prove(selection) => prove::run(&selection, &interrupt),
         Task::Fuzz(args) => fuzz::run(&args, &interrupt),
+        Task::Chaos { rest } => chaos::run(&rest, &interrupt),
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
         Task::Audit => deny::audit(&interrupt),
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt)

@@ -2,6 +2,7 @@
 
 use crate::{cargo, interrupt::Interrupt, machine, promises, services::Services, stop::Stop};
 use crate::{cargo, deny, interrupt::Interrupt, machine, services::Services, stop::Stop};
+use crate::{cargo, chaos, interrupt::Interrupt, machine, services::Services, stop::Stop};
 use clap::{Args, ValueEnum};
 use std::{fs, path::Path, time::Instant};
 use xtask::servers::{KAFKA_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
@@ -42,6 +43,8 @@ pub(crate) enum Step {
     Examples,
     /// Unit, doc, integration and example tests, with Kafka, RabbitMQ, Redis and PostgreSQL running
     Tests,
+    /// A few random faults for each broker with each store, judged from outside
+    Chaos,
 }
 
 /// The examples that can be built with more or fewer brokers, stores and databases, and what to build them with.
@@ -119,6 +122,7 @@ impl Step {
                 Ok(())
             }
             Self::Tests => tests(interrupt),
+            Self::Chaos => chaos::step(interrupt),
         }
     }
 }

@@ -35,6 +35,7 @@ pub struct KafkaBuilder {
     tls_client_certificate: bool,
     server_certificate: ServerCertificate,
     heap_mib: u32,
+    advertised: Option<u16>,
 }
 
 impl Default for KafkaBuilder {
@@ -46,6 +47,7 @@ impl Default for KafkaBuilder {
             tls_client_certificate: false,
             server_certificate: ServerCertificate::default(),
             heap_mib: 512,
+            advertised: None,
         }
     }
 }
@@ -94,6 +96,13 @@ impl KafkaBuilder {
         self
     }
 
+    /// Has clients connect to this port of 127.0.0.1, where a proxy to [`Kafka::bootstrap`] listens: a client that has
+    /// come in by any address goes on by the one that the broker names.
+    pub fn advertise(mut self, port: u16) -> Self {
+        self.advertised = Some(port);
+        self
+    }
+
     /// Starts the broker and waits until it answers.
     ///
     /// # Errors
@@ -126,6 +135,10 @@ impl KafkaBuilder {
 
     fn config(&self, ports: Ports, dir: &Path, tls: Option<&Certificates>) -> Result<String, ServerError> {
         let mut all = server_properties(ports, dir, self.sasl.as_ref(), tls.is_some());
+        if let Some(port) = self.advertised {
+            let listeners = format!("CLIENT://127.0.0.1:{port},INTERNAL://127.0.0.1:{}", ports.internal);
+            all.insert("advertised.listeners".to_owned(), listeners);
+        }
         if let Some(certificates) = tls {
             let read = |path| {
                 fs::read_to_string(path).map_err(|error| ServerError::io("a certificate is gone", error))
@@ -190,6 +203,13 @@ mod tests {
         let config = builder.config(PORTS, Path::new("/x"), None).unwrap();
         assert_eq!(config.matches("\nnum.partitions=").count(), 1);
         assert!(config.contains("\nnum.partitions=9\n"), "{config}");
+    }
+
+    #[test]
+    fn clients_are_sent_to_the_proxy_and_the_broker_itself_is_not() {
+        let config = Kafka::builder().advertise(9).config(PORTS, Path::new("/x"), None).unwrap();
+        assert!(config.contains("\nlisteners=CLIENT://127.0.0.1:1,INTERNAL://127.0.0.1:2,"), "{config}");
+        assert!(config.contains("advertised.listeners=CLIENT://127.0.0.1:9,INTERNAL://127.0.0.1:2\n"));
     }
 
     #[test]

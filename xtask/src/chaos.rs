@@ -1,0 +1,46 @@
+//! `cargo xtask chaos`.
+
+use crate::{cargo, interrupt::Interrupt, machine, stop::Stop};
+use std::{
+    ffi::OsString,
+    hash::{BuildHasher, RandomState},
+    process::Command,
+};
+
+/// What the program under test is built with.
+const FEATURES: &str = "orders/kafka,orders/amqp,orders/redis,orders/postgres";
+/// Brokers, stores, and seeds that have all kinds of faults between them, with and without an order.
+const FIXED: [(&str, &str, &str); 4] =
+    [("kafka", "redis", "1"), ("kafka", "postgres", "2"), ("amqp", "redis", "3"), ("amqp", "postgres", "4")];
+/// For each of them: about half a minute.
+const CYCLES: &str = "4";
+
+/// Builds the program under test and the one that breaks it, and runs the latter.
+pub(crate) fn run(rest: &[OsString], interrupt: &Interrupt) -> Result<(), Stop> {
+    machine::prepare(&machine::EVERYTHING, interrupt)?;
+    build(interrupt)?;
+    cargo::run(program()?.args(rest), interrupt)
+}
+
+/// A few cycles of each broker with each store, and a few of a seed that nobody has chosen.
+pub(crate) fn step(interrupt: &Interrupt) -> Result<(), Stop> {
+    build(interrupt)?;
+    let random = RandomState::new().hash_one(0) % 1_000_000;
+    let seed = random.to_string();
+    let any = FIXED.iter().cycle().nth(usize::try_from(random / 2 % 4).unwrap_or_default());
+    let any = any.map(|(broker, store, _)| (*broker, *store, &*seed));
+    for (broker, store, seed) in FIXED.into_iter().chain(any) {
+        let arguments = ["--broker", broker, "--store", store, "--cycles", CYCLES, "--seed", seed];
+        cargo::run(program()?.args(arguments), interrupt)?;
+    }
+    Ok(())
+}
+
+fn build(interrupt: &Interrupt) -> Result<(), Stop> {
+    let build = ["build", "--package", "orders", "--package", "chaos", "--features", FEATURES];
+    cargo::run(cargo::cargo().args(build), interrupt)
+}
+
+fn program() -> Result<Command, Stop> {
+    Ok(Command::new(cargo::programs()?.join("chaos")))
+}
