@@ -32,9 +32,9 @@ mod config;
 mod convert;
 mod dead_letters;
 mod error;
-mod intake;
 #[cfg(test)]
 mod fuzz;
+mod intake;
 mod partition;
 mod publisher;
 mod rebalance;

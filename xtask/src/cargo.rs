@@ -2,9 +2,9 @@
 
 use crate::{interrupt::Interrupt, stop::Stop};
 use serde_json::Value;
-use std::{env, ffi::OsStr, path::Path, process::Command};
 use std::{
     env,
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -25,15 +25,11 @@ pub(crate) fn in_root(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs cargo, or one of its tools, with its output shown, and fails when it does.
-/// Runs cargo, or a program that it has built, with its output shown, and fails when it does.
+/// Runs cargo, one of its tools or what it has built, with its output shown, and fails when that does.
 pub(crate) fn run(command: &mut Command, interrupt: &Interrupt) -> Result<(), Stop> {
-    let program =
-        Path::new(command.get_program()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let shown: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();
     let shown = format!("{} {}", program.to_string_lossy(), shown.join(" "));
-    let shown = format!("{program} {}", shown.join(" "));
     eprintln!("    {shown}");
     let status = interrupt.run(command)?;
     if status.success() { Ok(()) } else { Err(Stop::failed(format!("`{shown}` failed ({status})"))) }

@@ -2,9 +2,9 @@
 
 mod bench;
 mod cargo;
-mod fuzz;
-mod deny;
 mod chaos;
+mod deny;
+mod fuzz;
 mod interrupt;
 mod machine;
 mod promises;
@@ -85,7 +85,6 @@ fn main() -> ExitCode {
         Task::Prove(selection) => prove::run(&selection, &interrupt),
         Task::Fuzz(args) => fuzz::run(&args, &interrupt),
         Task::Chaos { rest } => chaos::run(&rest, &interrupt),
-        Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
         Task::Audit => deny::audit(&interrupt),
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt)
             .and_then(|()| deny::program(&interrupt).map(drop)),
