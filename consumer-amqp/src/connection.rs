@@ -1,12 +1,13 @@
 //! Where the broker is and how it is reached. Shared by a source, the publisher and the administration made from it.
 
-use std::{fmt, fs, io, path::PathBuf, time::Duration};
+use std::{cell::RefCell, fmt, fs, io, path::PathBuf, time::Duration};
 
 use lapin::{
-    Connect, ConnectionProperties, runtime,
-    tcp::{OwnedIdentity, OwnedTLSConfig},
+    ConnectionProperties, runtime,
+    tcp::{AMQPUriTcpExt, OwnedIdentity, OwnedTLSConfig},
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
+use tracing::dispatcher::{self, DefaultGuard, Dispatch};
 
 use crate::error::{AmqpError, Kind, chain, distrust, said};
 
@@ -119,7 +120,16 @@ impl Connection {
             .with_connection_name(format!("{} {role}", self.name).into())
             .with_client_property("product".into(), "consumer-amqp".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let connecting = self.uri().connect_with_config(properties, tls, runtime);
+        let connecting = lapin::Connection::connector(
+            self.uri(),
+            runtime,
+            async move |uri, runtime| {
+                keep_this_thread_from_logging();
+                let opened = AMQPUriTcpExt::connect_with_config_async(&uri, tls.as_ref(), &runtime).await;
+                opened.map_err(lapin::Error::from)
+            },
+            properties,
+        );
         match tokio::time::timeout(self.timeout, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(self.refused(error)),
@@ -174,6 +184,18 @@ impl Connection {
             },
         }
     }
+}
+
+thread_local! {
+    static UNHEARD: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+}
+
+/// For the thread that the driver has for each connection: at trace level it logs every frame that it sends, the one with
+/// the password too. For as long as the thread lives, nothing it logs reaches a subscriber; what matters, the adapter says.
+fn keep_this_thread_from_logging() {
+    UNHEARD.with_borrow_mut(|unheard| {
+        unheard.get_or_insert_with(|| dispatcher::set_default(&Dispatch::none()));
+    });
 }
 
 /// Ends a connection over which all that was asked for is done.

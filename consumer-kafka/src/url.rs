@@ -139,6 +139,7 @@ mod tests {
     fn mistakes_are_told_without_the_password() {
         for url in [
             "amqp://ann:s3cret@h",
+            "ann:s3cret@kafka://h",
             "ann:s3cret@h",
             "kafka://ann:s3cret@",
             "kafka://ann:s3cret@h:port",

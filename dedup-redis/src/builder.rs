@@ -188,7 +188,12 @@ impl RedisStoreBuilder {
         let mut target = Target::parse(&self.url)?;
         target.user = self.user.or(target.user);
         target.password = self.password.or(target.password);
-        let without_tls = !target.tls && (self.tls.authority.is_some() || self.tls.client.is_some());
+        let files = target.files.read()?;
+        let tls = Tls {
+            authority: self.tls.authority.or(files.authority),
+            client: self.tls.client.or(files.client),
+        };
+        let without_tls = !target.tls && (tls.authority.is_some() || tls.client.is_some());
         if without_tls {
             let message = "certificates are given, but the url is not rediss://";
             return Err(ConnectError::new(Kind::Configuration, message));
@@ -199,7 +204,7 @@ impl RedisStoreBuilder {
         }
         Ok(Settings {
             target,
-            tls: self.tls,
+            tls,
             sentinel_user: self.sentinel_user,
             sentinel_password: self.sentinel_password,
             name: self.name,

@@ -76,7 +76,7 @@ pub(crate) fn distrust(words: &str) -> Option<&'static str> {
         (
             "UnknownIssuer",
             "its certificate is from an authority that is not trusted: name the file with that authority's \
-             certificate by `authority`",
+             certificate by `cacertfile` or `authority`",
         ),
     ];
     WHY.iter().find(|(sign, _)| words.contains(sign)).map(|(_, why)| *why)

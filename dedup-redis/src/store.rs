@@ -70,7 +70,10 @@ impl RedisStore {
     /// | behind Sentinels | `redis+sentinel://[user:password@]host[:26379][,host…]/primary-name[/database]` |
     /// | a Cluster | `redis+cluster://[user:password@]host[:6379][,host…]` |
     ///
-    /// With TLS each of them begins with `rediss` instead of `redis`.
+    /// With TLS each of them begins with `rediss` instead of `redis`, and may name files in PEM, which are read once:
+    /// `?cacertfile=/path/ca.pem`, and `certfile=…&keyfile=…` for a client certificate. What is set by
+    /// [`authority`](RedisStoreBuilder::authority) or [`client_certificate`](RedisStoreBuilder::client_certificate) goes
+    /// before them.
     pub fn builder(url: impl Into<String>) -> RedisStoreBuilder {
         RedisStoreBuilder::new(url.into())
     }

@@ -1,8 +1,11 @@
 //! Where the store is: URLs, taken apart by hand so that no error can repeat a password.
 
-use std::fmt;
+use std::{fmt, fs, io, path::PathBuf};
 
-use crate::error::{ConnectError, Kind};
+use crate::{
+    connection::Tls,
+    error::{ConnectError, Kind},
+};
 
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_SENTINEL_PORT: u16 = 26379;
@@ -16,6 +19,15 @@ pub(crate) struct Target {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) database: i64,
+    pub(crate) files: Files,
+}
+
+/// Files in PEM.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Files {
+    authority: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,14 +44,19 @@ impl Target {
             Some(kind) => (true, kind),
             None => (false, scheme.strip_prefix("redis").ok_or_else(|| unknown_scheme(scheme))?),
         };
-        if rest.contains(['?', '#']) {
-            return Err(wrong("it has a query or a fragment, which mean nothing here"));
-        }
         // A password may hold an unescaped @ or /; hosts cannot.
         let (credentials, rest) = match rest.rsplit_once('@') {
             Some((credentials, rest)) => (Some(credentials), rest),
             None => (None, rest),
         };
+        if credentials.is_some_and(|credentials| credentials.contains(['?', '#'])) || rest.contains('#') {
+            return Err(wrong("a ? or # in a user or password is written as %3F or %23"));
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let files = Files::parse(query)?;
+        if !tls && files != Files::default() {
+            return Err(wrong("it names certificates, but is not rediss://"));
+        }
         let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
         let mut path = path.split('/').filter(|part| !part.is_empty());
         let deployment = match plain {
@@ -84,7 +101,42 @@ impl Target {
                 (non_empty(decoded(user)?), non_empty(decoded(password)?))
             }
         };
-        Ok(Self { deployment, tls, hosts, user, password, database })
+        Ok(Self { deployment, tls, hosts, user, password, database, files })
+    }
+}
+
+impl Files {
+    fn parse(query: &str) -> Result<Self, ConnectError> {
+        let mut files = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let file = match name {
+                "cacertfile" => &mut files.authority,
+                "certfile" => &mut files.certificate,
+                "keyfile" => &mut files.key,
+                // Not shown: it may be a part of a password.
+                _ => return Err(wrong("what may stand behind ? is cacertfile, certfile and keyfile")),
+            };
+            *file = Some(PathBuf::from(decoded(value)?));
+        }
+        if files.certificate.is_some() != files.key.is_some() {
+            return Err(wrong("certfile and keyfile belong together"));
+        }
+        Ok(files)
+    }
+
+    pub(crate) fn read(&self) -> Result<Tls, ConnectError> {
+        let read = |path: &PathBuf| {
+            fs::read(path).map_err(|error: io::Error| {
+                let message = format!("the certificate file {} cannot be read", path.display());
+                ConnectError::new(Kind::Configuration, message).with_source(error)
+            })
+        };
+        let client = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        Ok(Tls { authority: self.authority.as_ref().map(read).transpose()?, client })
     }
 }
 
@@ -194,6 +246,15 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_files() {
+        let target = Target::parse("rediss://h/3?cacertfile=%2Fa%20b.pem&certfile=c.pem&keyfile=/k").unwrap();
+        assert_eq!((target.to_string(), target.database), ("rediss://h:6379/3".to_owned(), 3));
+        assert_eq!(target.files.authority, Some("/a b.pem".into()));
+        let missing = target.files.read().err().unwrap();
+        assert!(missing.is_configuration() && missing.to_string().contains("/a b.pem"), "{missing:?}");
+    }
+
+    #[test]
     fn sentinel_and_cluster() {
         let target = Target::parse("redis+sentinel://a,b:7/mymaster/2").unwrap();
         assert_eq!(target.deployment, Deployment::Sentinel { primary: "mymaster".into() });
@@ -217,6 +278,11 @@ mod tests {
             ("redis://:hunter2@h/x", "its database is no number"),
             ("redis://:hunter2@h,i", "it names several hosts: use redis+sentinel:// or redis+cluster://"),
             ("redis+cluster://:hunter2@h/1", "a cluster has database 0 only"),
+            ("redis://:hunter2?x@h", "a ? or # in a user or password is written as %3F or %23"),
+            ("redis://h#hunter2", "a ? or # in a user or password is written as %3F or %23"),
+            ("rediss://h?hunter2", "what may stand behind ? is cacertfile, certfile and keyfile"),
+            ("rediss://h?certfile=/hunter2", "certfile and keyfile belong together"),
+            ("redis://h?cacertfile=/hunter2", "it names certificates, but is not rediss://"),
         ] {
             let error = Target::parse(url).unwrap_err();
             assert!(error.is_configuration());

@@ -179,6 +179,14 @@ async fn tls_with_and_without_a_client_certificate() {
     let builder =
         builder.client_certificate(read(certificates.client_certificate()), read(certificates.client_key()));
     works(&builder.connect().await.unwrap(), 1).await;
+    let url = format!(
+        "{}?cacertfile={}&certfile={}&keyfile={}",
+        redis.url(),
+        certificates.authority().display(),
+        certificates.client_certificate().display(),
+        certificates.client_key().display()
+    );
+    works(&RedisStore::connect(url).await.unwrap(), 1).await;
 }
 
 #[tokio::test]

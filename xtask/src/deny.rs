@@ -5,7 +5,7 @@ use std::{
     env, fs,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 const VERSION: &str = "0.20.2";
@@ -13,28 +13,20 @@ const VERSION: &str = "0.20.2";
 /// Checks all that needs no network.
 pub(crate) fn check(interrupt: &Interrupt) -> Result<(), Stop> {
     let program = program(interrupt)?;
-    let mut check = deny(&program);
-    cargo::run(check.args(["check", "licenses", "bans", "sources"]), interrupt)
+    cargo::run(cargo::in_root(&program).args(["check", "licenses", "bans", "sources"]), interrupt)
 }
 
 /// Compares the crates with the RustSec advisory database.
 pub(crate) fn audit(interrupt: &Interrupt) -> Result<(), Stop> {
     let program = program(interrupt)?;
-    if let Err(Stop::Failed(why)) = cargo::run(deny(&program).args(["fetch", "db"]), interrupt) {
+    if let Err(Stop::Failed(why)) = cargo::run(cargo::in_root(&program).args(["fetch", "db"]), interrupt) {
         return Err(Stop::Unchecked(format!(
             "the advisory database could not be fetched, so nothing was checked and nothing is known of \
              vulnerabilities: {why}\nIt comes by `git` from https://github.com/RustSec/advisory-db."
         )));
     }
     interrupt.check()?;
-    cargo::run(deny(&program).args(["check", "--disable-fetch", "advisories"]), interrupt)
-}
-
-fn deny(program: &Path) -> Command {
-    let mut deny = cargo::in_root(program);
-    // The program asks cargo itself what there is.
-    deny.args(["--log-level", "warn"]);
-    deny
+    cargo::run(cargo::in_root(&program).args(["check", "--disable-fetch", "advisories"]), interrupt)
 }
 
 /// Where cargo-deny is: our own, else the one in `PATH`, else it is installed first.

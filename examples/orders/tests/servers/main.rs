@@ -13,6 +13,7 @@ mod outages;
 mod queue;
 mod readme;
 mod redrive;
+mod secrets;
 mod start;
 mod stopping;
 mod topic;
