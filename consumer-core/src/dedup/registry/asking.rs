@@ -39,7 +39,7 @@ impl Asking {
             }
             ticket.grant(&claim, sent, pass);
         }
-        (HeldClaim::new(claim, ticket), pass != Pass::Outside)
+        (HeldClaim::new(claim, ticket, sent), pass != Pass::Outside)
     }
 
     /// Somebody else has it; this one asks again.

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use super::{ClaimHandle, LostClaim, Ticket};
+use tokio::time::Instant;
+
+use super::{ClaimHandle, LostClaim, Ticket, deadline};
 use crate::{
     dedup::{Claim, DedupStore, Resolution, Resolved, StoreError, StoreKey},
     failure::chain,
@@ -22,6 +24,8 @@ use crate::{
 pub(crate) struct HeldClaim {
     claim: Claim,
     hold: Hold,
+    /// The deadline as it was granted; renewals put off the one in the registry.
+    granted_until: Instant,
 }
 
 /// Answers for the claim until it is resolved. Apart from it, so that the claim can be moved out.
@@ -34,8 +38,10 @@ struct Hold {
 pub(in crate::dedup) type Settled = (Result<Resolved, StoreError>, Option<StoreKey>);
 
 impl HeldClaim {
-    pub(super) fn new(claim: Claim, ticket: Option<Ticket>) -> Self {
-        Self { claim, hold: Hold { ticket, failed: None } }
+    /// `sent` is when the claim was asked for.
+    pub(super) fn new(claim: Claim, ticket: Option<Ticket>, sent: Instant) -> Self {
+        let granted_until = deadline(sent, claim.lease);
+        Self { claim, hold: Hold { ticket, failed: None }, granted_until }
     }
 
     pub(crate) fn claim(&self) -> &Claim {
@@ -72,6 +78,10 @@ impl HeldClaim {
         inner: Pin<&mut F>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<F::Output, LostClaim>> {
+        // Not left to the renewal alone: a process that was stopped finds the timers of both due, in any order.
+        if self.has_run_out() {
+            return Poll::Ready(Err(LostClaim));
+        }
         if let Poll::Ready(output) = inner.poll(cx) {
             return Poll::Ready(Ok(output));
         }
@@ -83,6 +93,19 @@ impl HeldClaim {
             entry.lost
         });
         if lost == Some(false) { Poll::Pending } else { Poll::Ready(Err(LostClaim)) }
+    }
+
+    /// Whether somebody else may have the key by now. Most handlers are done before there is a lock to take for that.
+    fn has_run_out(&self) -> bool {
+        let now = Instant::now();
+        let Some(ticket) = self.hold.ticket.as_ref().filter(|_| now >= self.granted_until) else {
+            return false;
+        };
+        let run_out = ticket.with(|entry| {
+            entry.lost |= now >= entry.deadline;
+            entry.lost
+        });
+        run_out == Some(true)
     }
 
     /// From now on the claim belongs to a failure: dropped, it counts `attempts` failed calls.

@@ -70,6 +70,31 @@ async fn fm04_fm05_a_handler_whose_claim_was_taken_over_is_stopped() {
     process.assert_empty();
 }
 
+/// A process that was stopped finds all of its timers due: the handler's is no reason to go on.
+#[tokio::test(start_paused = true)]
+async fn fm37_a_process_that_stood_still_for_longer_than_its_lease_does_not_go_on_with_the_handler() {
+    let (store, effects) = (Spy::new(), Arc::new(AtomicUsize::new(0)));
+    let process = process(&store, 1, {
+        let effects = effects.clone();
+        move |_| {
+            let effects = effects.clone();
+            Box::pin(async move {
+                sleep(SECOND).await;
+                effects.fetch_add(1, SeqCst);
+                Ok(())
+            })
+        }
+    });
+    let running = process.spawn(message("a"));
+    sleep(SECOND / 2).await;
+    assert!(matches!(store.state("a"), State::Claimed(_)));
+    tokio::time::advance(2 * LEASE).await;
+    assert!(running.await.unwrap().unwrap_err().is_cancelled());
+    assert_eq!(effects.load(SeqCst), 0);
+    sleep(SECOND).await;
+    process.assert_empty();
+}
+
 /// What waited for a permit longer than its claim held is another one's to run.
 #[tokio::test(start_paused = true)]
 async fn fm37_a_handler_does_not_start_when_its_claim_ran_out_before() {
