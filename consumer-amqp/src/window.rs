@@ -243,6 +243,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_is_not_told_again_however_often_it_is_done() {
+        let mut window = filled(2);
+        assert!(window.finish(2));
+        assert_eq!(window.take_behind(), [one(2)]);
+        assert!(!window.finish(2) && !window.take_out(2));
+        assert_eq!((window.take_behind(), window.leading()), (Vec::new(), None));
+    }
+
+    #[test]
     fn what_is_handed_back_comes_again_first() {
         let mut window = filled(2);
         window.receive(3, Message::new("x"), Instant::now());
