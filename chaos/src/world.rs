@@ -118,7 +118,7 @@ impl World {
             ("--ordering", ordering),
             ("--lease", &*lease),
             ("--max-in-flight", &*in_flight),
-            ("--handler-delay", "20ms"),
+            ("--handler-delay", "50ms"),
             ("--backoff", "50ms"),
         ];
         options.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_owned()]).collect()
