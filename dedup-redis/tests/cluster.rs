@@ -13,6 +13,7 @@ use std::{
 
 use common::{Direct, claim, eventually, is_available, key, owner, renewal, request, within};
 use consumer_core::dedup::{Claim, ClaimReply, DedupStore, Renewal, Resolution, Resolved, StoreKey};
+use consumer_testing::conformance::store::{self, StoreUnderTest};
 use dedup_redis::RedisStore;
 use redis::cmd;
 use xtask::servers::{Redis, RedisCluster};
@@ -235,6 +236,44 @@ async fn a_slot_that_moves_under_load_costs_no_error_and_no_double() {
     for store in &stores {
         assert!(is_available(store).await);
     }
+}
+
+/// A store whose keys are all in one slot.
+struct OneSlot(String);
+
+impl StoreUnderTest for OneSlot {
+    type Store = RedisStore;
+
+    async fn store(&self) -> RedisStore {
+        RedisStore::builder(self.0.clone()).key_prefix("{m}").connect().await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_rules_are_kept_while_the_slot_of_all_keys_moves_from_node_to_node() {
+    let cluster = Arc::new(RedisCluster::start().unwrap());
+    let subject = OneSlot(url(&cluster));
+    claim(&subject.store().await, &key("first"), owner(1, 1)).await;
+    let (stop, moves) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let moving = tokio::spawn({
+        let (stop, moves) = (stop.clone(), moves.clone());
+        async move {
+            while !stop.load(SeqCst) {
+                let mut moved = Move::new(cluster.nodes(), "{m}").await;
+                moved.begin().await;
+                while moved.keys(3).await > 0 {}
+                moved.end().await;
+                moves.fetch_add(1, SeqCst);
+            }
+        }
+    });
+    store::run_all(&subject).await;
+    stop.store(true, SeqCst);
+    moving.await.unwrap();
+    let moves = moves.load(SeqCst);
+    println!("the slot has moved {moves} times");
+    assert!(moves >= 10, "{moves}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

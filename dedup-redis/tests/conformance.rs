@@ -3,7 +3,7 @@
 
 use consumer_testing::conformance::store::{self, StoreUnderTest};
 use dedup_redis::RedisStore;
-use xtask::servers::{RedisCluster, shared_redis};
+use xtask::servers::{RedisCluster, RedisSentinel, shared_redis};
 
 struct Redis(String);
 
@@ -26,4 +26,12 @@ async fn a_single_node_keeps_the_rules() {
 async fn a_cluster_keeps_the_rules() {
     let cluster = RedisCluster::start().unwrap();
     store::run_all(&Redis(format!("redis+cluster://127.0.0.1:{}", cluster.nodes()[1].port()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_primary_behind_a_sentinel_keeps_the_rules() {
+    let set = RedisSentinel::start().unwrap();
+    let url = format!("redis+sentinel://127.0.0.1:{}/{}", set.sentinel().port(), RedisSentinel::MASTER_NAME);
+    store::run_all(&Redis(url)).await;
 }

@@ -78,6 +78,7 @@ pub fn stored_key(key: &StoreKey) -> Vec<u8> {
 }
 
 /// A second way to the same server, for looking and for meddling.
+#[derive(Clone)]
 pub struct Direct(redis::aio::MultiplexedConnection);
 
 impl Direct {
@@ -90,6 +91,16 @@ impl Direct {
         let value: Option<Vec<u8>> =
             redis::cmd("GET").arg(stored_key(key)).query_async(&mut self.0).await.unwrap();
         value.map(|value| Record::from_bytes(&value))
+    }
+
+    /// The value of a key; none where this node of a Cluster does not speak for its slot.
+    pub async fn peek(&mut self, key: &StoreKey) -> Option<Option<Vec<u8>>> {
+        redis::cmd("GET").arg(stored_key(key)).query_async(&mut self.0).await.ok()
+    }
+
+    /// A replica in a Cluster answers from then on. Others always do, and know no such command.
+    pub async fn read_as_replica(&mut self) {
+        let _ = redis::cmd("READONLY").query_async::<()>(&mut self.0).await;
     }
 
     /// Whether the node of a Cluster holds the key.

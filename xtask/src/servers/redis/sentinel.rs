@@ -56,6 +56,15 @@ impl RedisSentinel {
         &self.nodes
     }
 
+    /// The primary of the moment and the other node.
+    ///
+    /// # Errors
+    /// As [`primary`](Self::primary).
+    pub fn pair(&self) -> Result<(&Redis, &Redis), ServerError> {
+        let [first, second] = &self.nodes;
+        Ok(if self.primary()?.port() == first.port() { (first, second) } else { (second, first) })
+    }
+
     /// The node that the Sentinel names as the primary now.
     ///
     /// # Errors
@@ -112,14 +121,15 @@ impl RedisSentinel {
     }
 }
 
-fn role(node: &Redis) -> String {
+/// `master`, `slave` or `sentinel`; empty without an answer.
+pub(super) fn role(node: &Redis) -> String {
     let answer = node.cli(&["ROLE"]).unwrap_or_default();
     answer.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Whether both sides of the replication say that it runs: the replica is up to a second ahead of its primary in saying
 /// so, and what is written meanwhile is not sent yet.
-fn follows(replica: &Redis, primary: &Redis) -> bool {
+pub(super) fn follows(replica: &Redis, primary: &Redis) -> bool {
     let info = |node: &Redis| node.cli(&["INFO", "replication"]).unwrap_or_default();
     let sent = info(primary);
     let received = info(replica);
