@@ -12,6 +12,9 @@
 //! | deferred | the copy with the attempt it waits for, or a later one |
 //! | dead-lettered | a redrive not seen yet, or another payload (a corrected resend) |
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use super::store::{
