@@ -9,6 +9,10 @@ mod interrupt;
 mod machine;
 mod promises;
 mod prove;
+mod concurrency;
+mod interrupt;
+mod machine;
+mod mutants;
 mod services;
 mod stop;
 mod test;
@@ -48,6 +52,10 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<OsString>,
     },
+    /// Try the orders in which threads can get in each other's way, under a scheduler of its own
+    Concurrency(concurrency::Schedules),
+    /// Break the code in one place after another and look whether a test notices
+    Mutants(mutants::Selection),
     /// Install what this machine lacks for the tasks above, and do nothing else
     Install,
 }
@@ -88,6 +96,9 @@ fn main() -> ExitCode {
         Task::Audit => deny::audit(&interrupt),
         Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt)
             .and_then(|()| deny::program(&interrupt).map(drop)),
+        Task::Concurrency(schedules) => concurrency::run(&schedules, &interrupt),
+        Task::Mutants(selection) => mutants::run(&selection, &interrupt),
+        Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

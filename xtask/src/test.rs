@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
 use crate::{cargo, chaos, deny, interrupt::Interrupt, machine, promises, services::Services, stop::Stop};
+use crate::{cargo, concurrency, interrupt::Interrupt, machine, services::Services, stop::Stop};
 use clap::{Args, ValueEnum};
 use std::{fs, path::Path, time::Instant};
 use xtask::servers::{KAFKA_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
@@ -39,6 +40,8 @@ pub(crate) enum Step {
     Deny,
     /// The examples with each set of features
     Examples,
+    /// The orders in which threads can get in each other's way, under a scheduler of its own
+    Concurrency,
     /// Unit, doc, integration and example tests, with Kafka, RabbitMQ, Redis and PostgreSQL running
     Tests,
     /// A few random faults for each broker with each store, judged from outside
@@ -119,6 +122,7 @@ impl Step {
                 }
                 Ok(())
             }
+            Self::Concurrency => concurrency::run(&concurrency::Schedules::default(), interrupt),
             Self::Tests => tests(interrupt),
             Self::Chaos => chaos::step(interrupt),
         }
