@@ -94,6 +94,40 @@ async fn the_error_over_one_message_finds_that_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
+async fn headers_that_no_frame_holds_are_the_error_of_their_message_alone() {
+    let url = shared_rabbitmq();
+    let queue = queue(&url).await;
+    let publisher = AmqpPublisher::builder(&url).timeout(Duration::from_secs(10)).build().unwrap();
+    let with = |count: usize, length: usize| {
+        let value = "v".repeat(length);
+        let mut message = Message::builder().payload("x");
+        for n in 0..count {
+            message = message.header(format!("header-{n}"), value.clone());
+        }
+        publisher.publish(Outgoing::new(queue.as_str(), message.build()))
+    };
+    // RabbitMQ agrees on frames of 131,072 bytes; what is around the value takes 130 of them.
+    let sizes =
+        [(1, 10), (1, 1 << 20), (10_000, 10), (1, 10), (1, 131_072), (1, 130_942), (1, 130_943), (1, 10)];
+    let sent: Vec<_> =
+        sizes.into_iter().map(|(count, length)| (count * length, with(count, length))).collect();
+    for (size, answer) in sent {
+        match answer.await {
+            Ok(()) => assert!(size <= 130_942, "{size}"),
+            Err(error) => {
+                assert!(size >= 100_000 && error.is_too_large(), "{size}: {error:?}");
+                assert!(error.to_string().contains("frame_max"), "{error}");
+            }
+        }
+    }
+    publisher.publish(outgoing(&queue, vec![7; 10_000_000])).await.unwrap();
+    let got = contents(&url, &queue).await;
+    assert_eq!(got.len(), 5);
+    assert_eq!(got.iter().map(|message| message.payload().len()).max(), Some(10_000_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
 async fn a_full_queue_that_rejects_is_an_error_that_may_pass() {
     let url = shared_rabbitmq();
     let name = unique("q");

@@ -60,6 +60,11 @@ impl Link {
         })
     }
 
+    /// In bytes, as agreed on with the broker.
+    pub(super) fn largest_frame(&self) -> usize {
+        usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
+    }
+
     /// Sends it. A publish is in the driver's queue when this returns.
     pub(super) fn send(&mut self, job: Job) {
         let channel = self.channel.clone();

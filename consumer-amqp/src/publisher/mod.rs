@@ -1,6 +1,7 @@
 //! The publisher: many messages on their way, each done when the broker has confirmed it.
 
 mod delay;
+mod frame;
 mod job;
 mod link;
 mod properties;

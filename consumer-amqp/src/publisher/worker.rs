@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-use super::{job::Job, link::Link};
+use super::{frame, job::Job, link::Link};
 use crate::{
     backoff::Backoff,
     connection::Connection,
@@ -141,10 +141,20 @@ impl Worker {
             return true;
         }
         while link.flights.len() < if self.careful > 0 { 1 } else { WINDOW }
-            && let Some(job) = self.queue.pop_front()
+            && let Some(mut job) = self.queue.pop_front()
         {
-            link.send(job);
             progress = true;
+            let (size, largest) = (frame::of(&job.properties), link.largest_frame());
+            if size > largest {
+                let error = format!(
+                    "the headers of the message for {} at rabbitmq {address} take a frame of {size} bytes: at most \
+                     {largest} were agreed on (`frame_max`)",
+                    job.target()
+                );
+                job.finish(Err(PublishError::too_large(error)));
+            } else {
+                link.send(job);
+            }
         }
         if self.is_closed && self.queue.is_empty() && link.flights.is_empty() {
             if let State::Up(link, _) = std::mem::replace(&mut self.state, State::Down) {
