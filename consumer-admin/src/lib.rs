@@ -43,6 +43,7 @@ mod dead_letters;
 mod error;
 #[cfg(test)]
 mod fuzz;
+pub mod terminal;
 
 pub use broker::Broker;
 pub use consumer_sql::{

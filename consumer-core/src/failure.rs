@@ -11,6 +11,7 @@ use crate::{
     BoxError,
     dedup::{HeldClaim, SharedClaim},
     layers::delayed_retry::Seat,
+    plain::{Plain, acts},
 };
 
 /// Why a message was not processed.
@@ -297,18 +298,20 @@ impl Failure {
         *self.0
     }
 
-    /// The chain of errors in one line, outermost first.
+    /// The chain of errors in one line, outermost first. Control characters and marks that turn the direction of writing
+    /// are escaped: what an error quotes of a message adds no line to a log and does not act on a terminal.
     pub fn chain(&self) -> String {
         chain(&*self.0)
     }
 
     /// As [`chain`](Self::chain), without the name of the class in front.
     pub fn cause(&self) -> String {
-        self.0.source.as_deref().map_or_else(|| self.0.to_string(), |source| chain(source))
+        chain(self.0.source.as_deref().map_or(&*self.0 as &(dyn Error + 'static), |source| source))
     }
 }
 
-/// Joins the messages of an error and its sources, outermost first, leaving out repetitions of the one before.
+/// Joins the messages of an error and its sources, outermost first, leaving out repetitions of the one before. In one line,
+/// of characters that only show.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut last = text.clone();
@@ -322,7 +325,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         }
         cause = current.source();
     }
-    text
+    if text.chars().any(acts) { Plain(&text).to_string() } else { text }
 }
 
 impl fmt::Debug for Failure {
@@ -442,6 +445,15 @@ mod tests {
     impl Error for Wrapper {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             Some(&*self.0)
+        }
+    }
+
+    #[test]
+    fn what_an_error_quotes_stays_in_its_line() {
+        let quoted = Failure::permanent("no such user: \n\u{1b}[2J\u{9b}1m\u{202e}ü €\0");
+        for text in [quoted.cause(), quoted.chain(), Failure::transient(quoted.into_error()).cause()] {
+            let escaped = "no such user: \\n\\u{1b}[2J\\u{9b}1m\\u{202e}ü €\\u{0}";
+            assert!(text.ends_with(escaped), "{text:?}");
         }
     }
 

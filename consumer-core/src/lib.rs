@@ -13,6 +13,7 @@ pub mod layers;
 pub mod memory;
 pub mod message;
 pub mod pipeline;
+mod plain;
 mod publisher;
 pub mod runtime;
 mod scope;

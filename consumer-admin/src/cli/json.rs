@@ -3,14 +3,16 @@
 use std::time::SystemTime;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use consumer_admin::{AdminError, Group, InboxRecord, InboxStats, OutboxMessage, OutboxRow, OutboxStats};
+use consumer_admin::{
+    AdminError, Group, InboxRecord, InboxStats, OutboxMessage, OutboxRow, OutboxStats, terminal,
+};
 use consumer_core::{dead_letters::DeadLetter, message::wire};
 use serde_json::{Value, json};
 
 use super::pager::out;
 
 pub(crate) fn print(value: &Value) -> Result<(), AdminError> {
-    out(&format!("{value}\n"))
+    out(&format!("{}\n", terminal::json(value.to_string())))
 }
 
 fn time(at: Option<SystemTime>) -> Option<String> {

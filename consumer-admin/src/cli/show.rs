@@ -138,4 +138,53 @@ mod tests {
         assert!(payload(&[0xff, b'a']).starts_with("00000000  ff 61"));
         assert!(payload(&[0xff; 5000]).ends_with("… 904 bytes more"));
     }
+
+    #[test]
+    fn no_part_of_a_letter_acts_on_the_terminal() {
+        use consumer_core::{
+            Message,
+            dead_letters::{BrokerDeath, Place},
+        };
+        let hostile = "\u{1b}[2J\u{1b}]0;x\u{7}\r\nforged\u{9b}1m\u{202e}\0{}";
+        let mut message = Message::builder().key(hostile).payload(format!("{{\"a\": \"{hostile}\"}}"));
+        for name in [wire::MESSAGE_ID, wire::TRACEPARENT, hostile] {
+            message = message.header(name, hostile);
+        }
+        let reasons = [
+            wire::DEAD_LETTER_REASON,
+            wire::DEAD_LETTER_ERROR,
+            wire::DEAD_LETTER_CONSUMER,
+            wire::DEAD_LETTER_DROPPED,
+        ];
+        for name in reasons {
+            message = message.header(name, hostile);
+        }
+        let place = Place { scope: 0, seq: 1 };
+        let with_headers = DeadLetter::new(place, message.build());
+        let death = BrokerDeath::new(hostile, hostile);
+        let by_broker =
+            DeadLetter::new(place, Message::builder().payload(hostile).build()).with_death(Some(death));
+        for one in [&with_headers, &by_broker] {
+            let mut stats = consumer_admin::Stats::default();
+            stats.add(one);
+            let mut exported = Vec::new();
+            consumer_admin::ExportedLetter::new(one).write_to(&mut exported).unwrap();
+            let json = consumer_admin::terminal::json(super::super::json::letter(one).to_string());
+            let shown = [
+                letter(one),
+                super::super::table::list_row(one),
+                super::super::table::stats(&stats),
+                String::from_utf8(exported).unwrap(),
+                json,
+            ];
+            for text in shown {
+                let acting = text.chars().find(|c| *c != '\n' && consumer_admin::terminal::acts(*c));
+                assert_eq!(acting, None, "{text:?}");
+                assert!(
+                    !text.lines().any(|line| line.starts_with("forged") && !text.contains("payload")),
+                    "{text}"
+                );
+            }
+        }
+    }
 }

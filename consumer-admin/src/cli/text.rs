@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use consumer_admin::terminal::acts;
+
 /// Escapes what would act on a terminal: control characters, and marks that turn the direction of writing.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if !text.chars().any(acts) {
@@ -17,11 +19,6 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
             plain
         })
         .into()
-}
-
-fn acts(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// At most so many characters, the cut marked.

@@ -10,7 +10,7 @@ use consumer_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{AdminError, Filter};
+use crate::{AdminError, Filter, terminal};
 
 /// A dead letter outside of its broker. Payload and key are in base64; a header that is no UTF-8 text is as well, under
 /// `base64`. On RabbitMQ, what is a property and not a header (priority, reply-to, …) and the types of header values are
@@ -108,9 +108,9 @@ impl ExportedLetter {
     /// # Errors
     /// When it cannot be written.
     pub fn write_to(&self, to: &mut dyn Write) -> Result<(), AdminError> {
-        let written = serde_json::to_writer(&mut *to, self)
+        let written = serde_json::to_string(self)
             .map_err(std::io::Error::other)
-            .and_then(|()| to.write_all(b"\n"));
+            .and_then(|line| to.write_all((terminal::json(line) + "\n").as_bytes()));
         written.map_err(|error| AdminError::new("the letter cannot be written").with_source(error))
     }
 }

@@ -12,7 +12,7 @@ use tower::Service;
 use tracing::{Level, Span, field::Empty, level_filters::LevelFilter};
 
 use super::layer::Levels;
-use crate::{BoxError, Failure, Message, Outcome, layers::outcome_name, message::wire};
+use crate::{BoxError, Failure, Message, Outcome, layers::outcome_name, message::wire, plain::Plain};
 
 /// The service of [`TraceLayer`](super::TraceLayer). As ready as what is inside it.
 #[derive(Debug, Clone)]
@@ -188,7 +188,7 @@ impl std::fmt::Display for Text<'_> {
         const LONGEST: usize = 256;
         let shown = &self.0[..self.0.len().min(LONGEST)];
         for chunk in shown.utf8_chunks() {
-            f.write_str(chunk.valid())?;
+            Plain(chunk.valid()).fmt(f)?;
             if !chunk.invalid().is_empty() {
                 f.write_str("\u{fffd}")?;
             }
