@@ -181,15 +181,18 @@ fn append(headers: &mut Headers, name: HeaderName, value: &AMQPValue) {
     }
 }
 
+/// So deep are arrays and tables shown, and no deeper: a message of 128 KiB can have 26,000 levels, and the stack has an end.
+const DEEPEST: usize = 100;
+
 /// What has no byte form of its own, as text.
 fn text_of(value: &AMQPValue) -> String {
-    match json_of(value) {
+    match json_of(value, DEEPEST) {
         serde_json::Value::String(text) => text,
         other => other.to_string(),
     }
 }
 
-fn json_of(value: &AMQPValue) -> serde_json::Value {
+fn json_of(value: &AMQPValue, deepest: usize) -> serde_json::Value {
     use serde_json::Value;
     let text = |bytes: &[u8]| Value::from(String::from_utf8_lossy(bytes));
     match value {
@@ -209,9 +212,13 @@ fn json_of(value: &AMQPValue) -> serde_json::Value {
         AMQPValue::ShortString(value) => text(value.as_str().as_bytes()),
         AMQPValue::LongString(value) => text(value.as_bytes()),
         AMQPValue::ByteArray(value) => text(value.as_slice()),
-        AMQPValue::FieldArray(values) => values.as_slice().iter().map(json_of).collect(),
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if deepest == 0 => Value::from("…"),
+        AMQPValue::FieldArray(values) => {
+            values.as_slice().iter().map(|value| json_of(value, deepest - 1)).collect()
+        }
         AMQPValue::FieldTable(table) => {
-            let entries = table.inner().iter().map(|(name, value)| (name.to_string(), json_of(value)));
+            let entries =
+                table.inner().iter().map(|(name, value)| (name.to_string(), json_of(value, deepest - 1)));
             Value::Object(entries.collect())
         }
         AMQPValue::Void => Value::Null,

@@ -39,7 +39,11 @@ fn fuzz_amqp_url() {
         match meter.parse(text.len(), || url::parse(&text)) {
             Ok(connection) => {
                 prop_assert!(!connection.host.is_empty() && !connection.vhost.is_empty());
-                meter.parse(text.len(), || format!("{connection:?} {}", connection.check().is_ok()).len());
+                meter.parse(text.len(), || format!("{connection:?}").len());
+                // With names of files it would read them.
+                if connection.tls.is_none() {
+                    let _ = meter.parse(text.len(), || connection.check());
+                }
             }
             Err(error) => prop_assert!(error.is_config() && error.to_string().len() < 300 + text.len()),
         }
@@ -270,16 +274,16 @@ fn fuzz_amqp_timestamps() {
     });
 }
 
-/// The driver's own parser ends the process at a few hundred levels, so nothing deeper ever comes here.
+/// The driver's own parser overflows its stack at about 1,400 levels: see docs/fuzz.md.
 #[test]
-fn headers_nested_deeper_than_the_driver_can_read_are_no_trouble() {
+fn headers_that_are_nested_deep_are_shown_in_part_and_kept_whole() {
     let mut value = AMQPValue::LongInt(1);
-    for level in 0..1000 {
-        let mut table = FieldTable::default();
-        table.insert("t".into(), value.clone());
+    for level in 0..1400 {
         value = if level % 2 == 0 {
             AMQPValue::FieldArray(FieldArray::from(vec![value]))
         } else {
+            let mut table = FieldTable::default();
+            table.insert("t".into(), value);
             AMQPValue::FieldTable(table)
         };
     }
@@ -287,7 +291,8 @@ fn headers_nested_deeper_than_the_driver_can_read_are_no_trouble() {
     table.insert("deep".into(), value);
     let before = BasicProperties::default().with_headers(table);
     let message = delivered(before.clone());
-    assert!(message.headers().get_str("deep").is_some_and(|text| text.len() > 2000));
+    let shown = message.headers().get_str("deep").unwrap();
+    assert!(shown.contains("…") && shown.len() < 1000, "{shown}");
     let after = properties(&Outgoing::copy("dead", message).set("dead-letter-reason", "permanent")).unwrap();
     let deep =
         |properties: &BasicProperties| properties.headers().clone().unwrap().inner().get("deep").cloned();
