@@ -121,9 +121,11 @@ fn name(what: &str, name: String) -> Result<Cow<'static, str>, SqlError> {
     if is_fine {
         return Ok(Cow::Owned(name));
     }
+    let shown: String = name.chars().take(LONGEST).collect();
+    let cut = if shown.len() < name.len() { "…" } else { "" };
     Err(SqlError::config(format!(
-        "the {what} `{}` cannot be used: it has to be 1 to {LONGEST} lower-case letters, digits and underscores, no digit first",
-        name.escape_debug()
+        "the {what} `{}{cut}` cannot be used: it has to be 1 to {LONGEST} lower-case letters, digits and underscores, no digit first",
+        shown.escape_debug()
     )))
 }
 
@@ -149,5 +151,7 @@ mod tests {
             assert!(Tables::new().in_schema(bad).unwrap_err().is_config(), "{bad}");
             assert!(Tables::new().with_prefix(bad).unwrap_err().is_config(), "{bad}");
         }
+        let long = Tables::new().with_prefix("\u{10}".repeat(10_000)).unwrap_err().to_string();
+        assert!(long.contains("…`") && long.len() < 400, "{long}");
     }
 }
