@@ -30,7 +30,23 @@
 //!   lose the last steps, and with them the order of those keys, but no message. Where it loses that a message has left its
 //!   list, the key stays parked until the lifetime of the list ends, and its messages wait.
 //! - **Recent completions are recorded again** when another server answers after an outage (restarted, or a replica that
-//!   was promoted): those of the last 2 s before it, at most 65,536. What was lost beyond that may run again.
+//!   was promoted): those of the last 2 s before it, at most 65,536, by the process that made them, before it asks for
+//!   anything else.
+//!
+//! **What a failover can lose.** Redis replicates without waiting, so a replica that is promoted may lack the last writes of
+//! its primary. Of these
+//!
+//! - a completion is recorded again. The message may run again if it comes in between to another process, which was quicker
+//!   to reconnect; if the process that made it is gone too; or if the replica was more than 2 s behind;
+//! - a claim is gone: while its handler runs, another process may run the same message. Those are at most what was in flight;
+//! - numbers of a failed message (attempts, crashes) are as they were before, and a message that was dead-lettered or deferred
+//!   may run again if it comes again.
+//!
+//! No message is lost or held up by it. Measured under the load of two consumers with 16 messages in flight each, where every
+//! message comes twice and the primary is killed when it has recorded 100 completions more than its replica (`FAILOVERS=20
+//! cargo test -p dedup-redis --test failover -- --ignored --nocapture`): 20 failovers behind a Sentinel lost 2,459 completions,
+//! all of which were recorded again, and 104 messages ran twice, 103 of them before the process that had made their completion
+//! had reconnected. 20 failovers in a Cluster, each of which concerns a third of the keys, lost 756, and no message ran twice.
 //!
 //! A user with restricted rights needs, on keys with the prefix:
 //!
