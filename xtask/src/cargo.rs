@@ -49,20 +49,10 @@ pub(crate) fn output(arguments: &[&str]) -> Result<String, Stop> {
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
-/// Where the programs of debug builds are.
-pub(crate) fn programs() -> Result<PathBuf, Stop> {
-    let folder = metadata()?["target_directory"].as_str().map(|target| Path::new(target).join("debug"));
-    folder.ok_or_else(|| Stop::failed("`cargo metadata` names no target folder"))
 /// Where cargo puts what it builds.
 pub(crate) fn target_directory() -> Result<PathBuf, Stop> {
     let directory = metadata()?["target_directory"].as_str().map(PathBuf::from);
     directory.ok_or_else(|| Stop::failed("`cargo metadata` names no target directory"))
-}
-
-fn metadata() -> Result<Value, Stop> {
-    let text = output(&["metadata", "--no-deps", "--format-version", "1"])?;
-    serde_json::from_str(&text)
-        .map_err(|error| Stop::failed(format!("the answer of `cargo metadata` is not understood: {error}")))
 }
 
 /// The features to build the whole workspace with, for `--features`: all but [`NOT_BUILT`].

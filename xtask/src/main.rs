@@ -3,16 +3,14 @@
 mod bench;
 mod cargo;
 mod chaos;
+mod concurrency;
 mod deny;
 mod fuzz;
 mod interrupt;
 mod machine;
+mod mutants;
 mod promises;
 mod prove;
-mod concurrency;
-mod interrupt;
-mod machine;
-mod mutants;
 mod services;
 mod stop;
 mod test;
@@ -94,11 +92,10 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::run(&args, &interrupt),
         Task::Chaos { rest } => chaos::run(&rest, &interrupt),
         Task::Audit => deny::audit(&interrupt),
-        Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt)
-            .and_then(|()| deny::program(&interrupt).map(drop)),
         Task::Concurrency(schedules) => concurrency::run(&schedules, &interrupt),
         Task::Mutants(selection) => mutants::run(&selection, &interrupt),
-        Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt),
+        Task::Install => machine::prepare(&machine::EVERYTHING, &interrupt)
+            .and_then(|()| deny::program(&interrupt).map(drop)),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -37,6 +37,6 @@ fn install(interrupt: &Interrupt) -> Result<(), Stop> {
             "cargo-mutants is not there and cannot be installed: {why}. It takes the network: cargo {}",
             install.join(" ")
         )),
-        Stop::Interrupted => Stop::Interrupted,
+        other => other,
     })
 }

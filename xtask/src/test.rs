@@ -1,7 +1,8 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
-use crate::{cargo, chaos, deny, interrupt::Interrupt, machine, promises, services::Services, stop::Stop};
-use crate::{cargo, concurrency, interrupt::Interrupt, machine, services::Services, stop::Stop};
+use crate::{
+    cargo, chaos, concurrency, deny, interrupt::Interrupt, machine, promises, services::Services, stop::Stop,
+};
 use clap::{Args, ValueEnum};
 use std::{fs, path::Path, time::Instant};
 use xtask::servers::{KAFKA_VARIABLE, POSTGRES_VARIABLE, RABBITMQ_VARIABLE, REDIS_VARIABLE};
