@@ -1,7 +1,7 @@
 //! A process of `orders consume`, seen from outside.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -15,12 +15,18 @@ pub(crate) struct Consumer {
     /// Which of all that a run has started.
     pub(crate) number: usize,
     child: Child,
+    log: PathBuf,
+    ready: bool,
 }
+
+/// What the log of one says that takes part: on Kafka, on RabbitMQ.
+const READY: [&str; 2] = ["partition assigned", "consuming"];
 
 impl Consumer {
     /// Starts it with a mail log and a log of its own in `folder`.
     pub(crate) fn start(number: usize, orders: &Path, folder: &Path, options: &[String]) -> Fallible<Self> {
-        let log = File::create(folder.join(format!("consumer-{number}.log")))?;
+        let path = folder.join(format!("consumer-{number}.log"));
+        let log = File::create(&path)?;
         // It ends with this process, however that ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig=KILL", "--"]).arg(orders).arg("consume").args(options);
@@ -30,7 +36,17 @@ impl Consumer {
             command.env("PATH", path);
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(Self { number, child: command.spawn()? })
+        Ok(Self { number, child: command.spawn()?, log: path, ready: false })
+    }
+
+    /// Whether it takes part. Until then it gives up when a server does not answer for long, as programs do at their start.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        if !self.ready {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let mut infos = log.lines().filter(|line| line.contains(" INFO "));
+            self.ready = infos.any(|line| READY.iter().any(|ready| line.contains(ready)));
+        }
+        self.ready
     }
 
     /// Sends SIGTERM, SIGSTOP, …

@@ -128,11 +128,17 @@ async fn recovered(world: &mut World, load: &Load, run: &mut Run) -> Fallible<Op
         let published = load.published();
         let first = &published[..enough.min(published.len())];
         let confirmed = first.len() == enough && first.iter().all(|published| published.confirmed.is_some());
-        if confirmed && world.tail.has_all(to_be_mailed(first)) {
+        let flows = confirmed && world.tail.has_all(to_be_mailed(first));
+        if flows && world.not_ready().is_none() {
             return Ok(Some(began.elapsed()));
         }
         if began.elapsed() > RECOVERY {
-            stuck(world, first, run);
+            match world.not_ready().filter(|_| flows) {
+                Some(number) => {
+                    run.stuck.push(format!("consumer #{number} takes no part after {RECOVERY:?}"))
+                }
+                None => stuck(world, first, run),
+            }
             return Ok(None);
         }
         sleep(POLL).await;

@@ -198,6 +198,11 @@ impl World {
         Ok(())
     }
 
+    /// The number of one that does not take part yet.
+    pub(crate) fn not_ready(&mut self) -> Option<usize> {
+        self.consumers.values_mut().find_map(|consumer| (!consumer.is_ready()).then_some(consumer.number))
+    }
+
     fn ended(&mut self, number: usize) -> Duration {
         self.tail.ended(number);
         let now = self.now();

@@ -127,6 +127,13 @@ mod tests {
     }
 
     #[test]
+    fn options_of_chaos_are_handed_on_even_help() {
+        let cli = Cli::try_parse_from(["xtask", "chaos", "--broker", "kafka", "--help"]).unwrap();
+        let Task::Chaos { rest } = cli.task else { panic!("{cli:?}") };
+        assert_eq!(rest, ["--broker", "kafka", "--help"]);
+    }
+
+    #[test]
     fn steps_are_chosen_by_name() {
         let cli = Cli::try_parse_from(["xtask", "test", "--only", "format", "--only", "lint"]).unwrap();
         let Task::Test(selection) = cli.task else { panic!("{cli:?}") };

@@ -116,6 +116,15 @@ fn a_stop_or_an_outage_explains_only_if_a_claim_can_run_out_in_it() {
 }
 
 #[test]
+fn epochs_say_which_effect_was_the_first_and_not_the_order_in_which_they_are_seen() {
+    let mut effects = twice(4_600, 4_000);
+    effects.swap(0, 3);
+    let mut history = history(effects, vec![trouble(Cause::Stopped, 0, 1_000, 4_500)]);
+    history.ordered = false;
+    assert_eq!(judge(&history, LIMITS).explained_by(Cause::Stopped), 1);
+}
+
+#[test]
 fn one_claim_never_has_two_effects() {
     let mut effects = twice(1_000, 5_000);
     effects[3].epoch = 1;
@@ -142,7 +151,9 @@ fn the_first_effects_of_a_key_come_in_its_order() {
     history.ordered = false;
     assert!(judge(&history, LIMITS).is_clean());
     history.ordered = true;
-    history.published[1].key = 1;
+    history.published.iter_mut().for_each(|published| published.key = 1);
+    assert_eq!(judge(&history, LIMITS).disorder.len(), 1);
+    history.published[1].key = 2;
     assert!(judge(&history, LIMITS).is_clean());
 }
 
