@@ -70,16 +70,18 @@ impl Database {
     /// With `is_usage()` when the URL is of no known kind, or cannot be used, or a name cannot. No error repeats the URL.
     pub fn from_url(url: &str, schema: Option<&str>, prefix: Option<&str>) -> Result<Self, AdminError> {
         let wrong = || AdminError::usage(format!("the database's URL cannot be used: {KNOWN}"));
-        let kind = match url.split_once(':').map(|(scheme, _)| scheme) {
-            Some("postgres" | "postgresql") => {
+        let kind = match url.split_once(':') {
+            // With anything else behind the colon the driver takes all of it for the name of a database, which is shown: a
+            // password as well.
+            Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
                 let options = PgConnectOptions::from_str(url).map_err(|error| wrong().with_source(error))?;
                 Kind::Postgres(Box::new(options.disable_statement_logging()))
             }
             // What is in memory is gone with this process, and nobody else's.
-            Some("sqlite") if ["sqlite:", "sqlite://", "sqlite::memory:"].contains(&url) => {
+            Some(("sqlite", _)) if ["sqlite:", "sqlite://", "sqlite::memory:"].contains(&url) => {
                 return Err(AdminError::usage("`sqlite:` needs a file, as in sqlite:orders.db"));
             }
-            Some("sqlite") => {
+            Some(("sqlite", _)) => {
                 let options =
                     SqliteConnectOptions::from_str(url).map_err(|error| wrong().with_source(error))?;
                 Kind::Sqlite(Box::new(options.busy_timeout(BUSY).disable_statement_logging()))

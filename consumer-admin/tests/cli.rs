@@ -40,6 +40,7 @@ fn what_is_wrong_without_the_network_ends_with_2_and_shows_no_password() {
         ("relay --broker kafka://h:1", "--database"),
         ("relay --database postgres://h/d", "--broker"),
         ("outbox stats --database http://ann:s3cret@h", "sqlite:"),
+        ("outbox stats --database postgres:s://ann:s3cret@h", "postgres://"),
         ("outbox list --database postgres://h/d --tables-schema a-b", "schema"),
         ("outbox list --database postgres://h/d --tables-prefix A", "prefix"),
         ("outbox list --database sqlite:d --tables-schema a", "no schemas"),
