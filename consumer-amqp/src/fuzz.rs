@@ -35,7 +35,7 @@ fn fuzz_amqp_url() {
         "amqp://guest:guest@localhost:5672/%2f",
         "amqps://ann:p%40s%3As@[::1]:1/orders%2feu?heartbeat=7&connection_timeout=1500&cacertfile=%2Fca.pem",
     ];
-    Target::new("amqp_url").at_most(16, 2048).run(fuzz::text(SAMPLES, &["amqp://"]), |meter, text| {
+    Target::new("amqp_url").at_most(24, 2048).run(fuzz::text(SAMPLES, &["amqp://"]), |meter, text| {
         match meter.parse(text.len(), || url::parse(&text)) {
             Ok(connection) => {
                 prop_assert!(!connection.host.is_empty() && !connection.vhost.is_empty());

@@ -38,7 +38,7 @@ fn fuzz_kafka_url() {
         "kafka+tls://ann:p%40s%3As@h:9092?sasl.mechanism=SCRAM-SHA-256&ssl.ca.location=%2Fca.pem",
         "kafka+tls://h:9092?ssl.certificate.pem=x&client.id=orders",
     ];
-    Target::new("kafka_url").at_most(16, 2048).run(
+    Target::new("kafka_url").at_most(24, 2048).run(
         fuzz::text(SAMPLES, &["kafka://", "sasl."]),
         |meter, text| {
             let connection = meter.parse(text.len(), || url::parse(&text));
