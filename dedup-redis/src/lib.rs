@@ -42,7 +42,7 @@
 //! - numbers of a failed message (attempts, crashes) are as they were before, and a message that was dead-lettered or deferred
 //!   may run again if it comes again.
 //!
-//! No message is lost or held up by it. Measured under the load of two consumers with 16 messages in flight each, where every
+//! No message is lost by it, and none but those of parked keys is held up. Measured under the load of two consumers with 16 messages in flight each, where every
 //! message comes twice and the primary is killed when it has recorded 100 completions more than its replica (`FAILOVERS=20
 //! cargo test -p dedup-redis --test failover -- --ignored --nocapture`): 20 failovers behind a Sentinel lost 2,459 completions,
 //! all of which were recorded again, and 104 messages ran twice, 103 of them before the process that had made their completion

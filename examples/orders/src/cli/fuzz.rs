@@ -16,7 +16,7 @@ use crate::order::OrderPlaced;
 fn fuzz_orders_values() {
     const SAMPLES: &[&str] = &["250ms", "1.5s", "10m", "24h", "30s,5m, 1h", "0.29", "1"];
     let input = (fuzz::text(SAMPLES, &["ms", "h", ","]), any::<u32>(), any::<u64>());
-    Target::new("orders_values").run(input, |meter, (text, seconds, whole)| {
+    Target::new("orders_values").at_most(32, 4096).run(input, |meter, (text, seconds, whole)| {
         meter.parse(text.len(), || {
             let texts = [
                 duration(&text).err(),
