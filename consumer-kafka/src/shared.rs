@@ -191,10 +191,9 @@ impl Shared {
     /// Sleeps until nothing runs in these partitions any more, `within` at most.
     pub(crate) fn wait_for_release(&self, closing: &[Arc<Partition>], within: Duration) {
         let deadline = Instant::now() + within;
-        let flushes = self.flush_wanted();
         while !closing.iter().all(|partition| partition.is_released()) {
             // A runtime that waits for the close, or for a flush, has settled what it is going to.
-            let leaving = self.is_closing() || self.flush_wanted() > flushes;
+            let leaving = self.is_closing() || self.flush_wanted() != self.flush_done();
             let left = deadline.saturating_duration_since(Instant::now());
             if leaving || left.is_zero() {
                 break;
@@ -262,5 +261,26 @@ impl Shared {
 fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_revocation_does_not_wait_for_a_runtime_that_waits_for_a_flush_already() {
+        let shared: Arc<Shared> = Arc::default();
+        shared.request_flush();
+        let (done, revoked) = mpsc::channel();
+        let revoke = move || {
+            shared.wait_for_release(&[Partition::new("t".into(), 0)], Duration::from_secs(3600));
+            done.send(())
+        };
+        let revoking = thread::spawn(revoke);
+        revoked.recv_timeout(Duration::from_secs(30)).expect("it waits for what runs");
+        revoking.join().unwrap().unwrap();
     }
 }
