@@ -180,7 +180,7 @@ mod concurrency {
 
     #[test]
     fn every_ack_reaches_the_broker_once_and_none_of_them_a_later_connection() {
-        explore(|| {
+        explore(1, || {
             let acked = Acked::default();
             let (to_source, news) = channel();
             let (to_broker, told) = channel();

@@ -283,6 +283,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_on_its_own_is_named_once_and_passed_over() {
+        let mut window = filled(2);
+        window.receive(3, Message::new("x"), Instant::now());
+        assert!(window.take_out(2));
+        assert!(!window.take_out(2) && !window.finish(2), "the broker was told");
+        assert!(!window.take_out(3), "it was not handed over");
+        window.finish(1);
+        assert_eq!(window.leading(), Some(one(1)));
+        assert_eq!((window.len(), window.done()), (1, 0));
+    }
+
+    #[test]
+    fn how_many_wait_and_since_when_is_known() {
+        let mut window = Window::new();
+        let old = Instant::now();
+        let new = old + std::time::Duration::from_secs(1);
+        let state = |window: &Window| (window.waiting(), window.oldest_waiting(), window.len());
+        assert_eq!(state(&window), (0, None, 0));
+        for (tag, since) in [(1, old), (2, new), (3, new)] {
+            window.receive(tag, Message::new("x"), since);
+        }
+        assert_eq!(state(&window), (3, Some(old), 3));
+        assert_eq!([0, 1, 2, 4].map(|tag| window.since(tag)), [None, Some(old), Some(new), None]);
+        window.hand_over();
+        assert_eq!(state(&window), (2, Some(new), 3));
+        window.give_back(1);
+        assert_eq!(state(&window), (2, Some(old), 3), "it was handed over before");
+        window.hand_over();
+        window.finish(1);
+        window.leading();
+        assert_eq!(state(&window), (2, Some(new), 2));
+        window.hand_over();
+        window.hand_over();
+        assert_eq!(state(&window), (0, None, 2));
+    }
+
+    #[test]
     fn a_tag_out_of_turn_is_not_taken() {
         let mut window = filled(1);
         assert!(!window.receive(3, Message::new("x"), Instant::now()));

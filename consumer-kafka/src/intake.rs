@@ -221,3 +221,172 @@ impl Tracked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{task::Waker, time::Duration};
+
+    use consumer_core::Message;
+
+    use super::*;
+    use crate::{error::KafkaError, partition::Progress};
+
+    const NONE: [u64; 0] = [];
+
+    fn intake() -> (Intake, Arc<Shared>, Arc<Partition>) {
+        let shared: Arc<Shared> = Arc::default();
+        let partition = Partition::new("t".into(), 0);
+        shared.control(Control::Assigned(partition.clone()));
+        (Intake::new(shared.clone()), shared, partition)
+    }
+
+    fn push(shared: &Shared, partition: &Partition, offsets: std::ops::Range<u64>) {
+        let queued = |seq| Queued { tag: tag(partition, seq), message: Message::new("x"), bytes: 10 };
+        shared.push(&mut offsets.map(queued).collect());
+    }
+
+    fn tag(partition: &Partition, seq: u64) -> Tag {
+        Tag { scope: partition.scope, seq }
+    }
+
+    /// The offsets that are delivered with the next event, and the event.
+    fn poll(intake: &mut Intake, room: usize) -> (Vec<u64>, Poll<Result<Event, SourceError>>) {
+        let mut out = Vec::new();
+        let event = intake.poll_event(&mut Context::from_waker(Waker::noop()), room, &mut out);
+        (out.iter().map(|delivery| delivery.tag.seq).collect(), event)
+    }
+
+    fn delivered(intake: &mut Intake, room: usize) -> Vec<u64> {
+        match poll(intake, room) {
+            (offsets, Poll::Ready(Ok(Event::Delivered))) => offsets,
+            (offsets, Poll::Pending) if offsets.is_empty() => offsets,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn no_more_is_delivered_than_there_is_room_and_what_is_delivered_leaves_the_buffer() {
+        let (mut intake, shared, partition) = intake();
+        push(&shared, &partition, 0..5);
+        assert_eq!(delivered(&mut intake, 0), NONE);
+        assert_eq!(delivered(&mut intake, 2), [0, 1]);
+        assert_eq!((shared.buffered(), intake.partitions()), (3, 1));
+        assert_eq!(delivered(&mut intake, 0), NONE);
+        assert_eq!(delivered(&mut intake, 9), [2, 3, 4]);
+        assert_eq!(shared.buffered(), 0);
+        assert_eq!(delivered(&mut intake, 9), NONE);
+    }
+
+    #[test]
+    fn what_is_acked_or_rejected_may_be_committed_and_what_is_nacked_comes_again_first() {
+        let (mut intake, shared, partition) = intake();
+        push(&shared, &partition, 0..4);
+        assert_eq!(delivered(&mut intake, 3), [0, 1, 2]);
+        intake.settle(tag(&partition, 1), Settlement::Nack);
+        intake.settle(tag(&partition, 2), Settlement::Nack);
+        intake.settle(tag(&partition, 0), Settlement::Ack);
+        assert_eq!(partition.progress(), Progress { next: Some(1), settled: 1 });
+        assert_eq!(delivered(&mut intake, 1), [1]);
+        assert_eq!(delivered(&mut intake, 2), [2, 3]);
+        intake.settle(tag(&partition, 2), Settlement::Ack);
+        intake.settle(tag(&partition, 1), Settlement::Reject);
+        assert_eq!(partition.progress(), Progress { next: Some(3), settled: 3 });
+        assert!(!partition.is_released());
+    }
+
+    #[test]
+    fn a_partition_that_goes_is_released_when_nothing_runs_in_it_and_gets_nothing_any_more() {
+        let (mut intake, shared, partition) = intake();
+        let other = Partition::new("t".into(), 1);
+        shared.control(Control::Assigned(other.clone()));
+        push(&shared, &partition, 0..2);
+        push(&shared, &other, 5..6);
+        push(&shared, &partition, 2..4);
+        assert_eq!(delivered(&mut intake, 2), [0, 1]);
+        intake.settle(tag(&partition, 0), Settlement::Nack);
+        let within = Duration::from_secs(1);
+        shared.control(Control::Closing { partition: partition.clone(), within });
+        let (offsets, event) = poll(&mut intake, 9);
+        let Poll::Ready(Ok(Event::Closing { scope, within: told })) = event else { panic!("{event:?}") };
+        assert_eq!((offsets, scope, told), (Vec::new(), partition.scope, within));
+        assert!(!partition.is_released(), "1 runs");
+        push(&shared, &partition, 4..5);
+        assert_eq!(delivered(&mut intake, 9), [5], "nothing of it, be it nacked, buffered or late");
+        assert_eq!(delivered(&mut intake, 9), NONE);
+        assert_eq!(shared.buffered(), 0);
+        intake.settle(tag(&partition, 1), Settlement::Nack);
+        assert!(partition.is_released() && !other.is_released());
+        assert_eq!(delivered(&mut intake, 9), NONE);
+        intake.release(partition.scope);
+        assert_eq!(intake.partitions(), 1);
+    }
+
+    #[test]
+    fn a_partition_in_which_nothing_runs_is_released_with_the_news_that_it_goes() {
+        let (mut intake, shared, partition) = intake();
+        assert_eq!(delivered(&mut intake, 9), NONE);
+        shared.control(Control::Closing { partition: partition.clone(), within: Duration::ZERO });
+        assert!(poll(&mut intake, 9).1.is_ready());
+        assert!(partition.is_released());
+    }
+
+    #[test]
+    fn a_scope_that_the_runtime_gives_up_is_released_whatever_runs_in_it() {
+        let (mut intake, shared, partition) = intake();
+        push(&shared, &partition, 0..1);
+        assert_eq!(delivered(&mut intake, 9), [0]);
+        intake.release(partition.scope);
+        assert!(partition.is_released());
+        intake.settle(tag(&partition, 0), Settlement::Ack);
+        assert_eq!(partition.progress(), Progress::default(), "nobody hears of it any more");
+    }
+
+    #[test]
+    fn what_has_happened_is_told_before_a_failure_and_a_failure_instead_of_the_end() {
+        let (mut intake, shared, partition) = intake();
+        shared.control(Control::Connected);
+        shared.control(Control::Disconnected);
+        push(&shared, &partition, 0..1);
+        shared.fail(&KafkaError::config("it cannot go on"));
+        shared.closed(Ok(()));
+        assert!(matches!(poll(&mut intake, 9).1, Poll::Ready(Ok(Event::Connected))));
+        assert!(matches!(poll(&mut intake, 9).1, Poll::Ready(Ok(Event::Disconnected))));
+        for _ in 0..2 {
+            let (offsets, event) = poll(&mut intake, 9);
+            let Poll::Ready(Err(error)) = event else { panic!("{event:?}") };
+            assert!(offsets.is_empty() && error.to_string().contains("it cannot go on"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_was_closed_ends_and_its_flush_has_the_outcome() {
+        let (mut intake, shared, _partition) = intake();
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(intake.poll_flush(cx).is_pending() && intake.poll_close(cx).is_pending());
+        assert!(shared.is_closing());
+        shared.flush_answered(shared.flush_wanted(), Err("not committed".to_owned()));
+        assert!(matches!(intake.poll_flush(cx), Poll::Ready(Err(_))));
+        // The next one asks anew.
+        assert!(intake.poll_flush(cx).is_pending());
+        assert_eq!(shared.flush_wanted(), 2);
+        shared.closed(Ok(()));
+        assert!(matches!(intake.poll_flush(cx), Poll::Ready(Ok(()))));
+        assert!(matches!(intake.poll_close(cx), Poll::Ready(Ok(()))));
+        assert!(matches!(poll(&mut intake, 9).1, Poll::Ready(Ok(Event::End))));
+    }
+
+    #[test]
+    fn the_lag_is_known_when_that_of_every_partition_is() {
+        let (mut intake, shared, partition) = intake();
+        let other = Partition::new("t".into(), 1);
+        shared.control(Control::Assigned(other.clone()));
+        push(&shared, &partition, 3..4);
+        assert_eq!(delivered(&mut intake, 9), [3]);
+        let known = crate::sync::atomic::Ordering::Relaxed;
+        partition.end.store(10, known);
+        assert_eq!(intake.lag(), None);
+        other.end.store(7, known);
+        other.begin.store(5, known);
+        assert_eq!(intake.lag(), Some(6 + 2));
+    }
+}

@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(next(tracker.finish(7)), None);
         assert_eq!(next(tracker.finish(6)), None);
         assert_eq!(next(tracker.finish(5)), Some(8));
-        assert_eq!(tracker.running(), 0);
+        assert_eq!((tracker.running(), tracker.position()), (0, Some(8)));
     }
 
     #[test]

@@ -111,7 +111,7 @@ mod concurrency {
 
     #[test]
     fn whatever_ends_wakes_the_driver_and_is_taken_once() {
-        explore(|| {
+        explore(1, || {
             let inbox: Arc<Inbox> = Arc::default();
             let place = |seq| Place::new(inbox.clone(), Tag { scope: 1, seq }, None, 0, Message::new("x"));
             let places = [[0, 1], [2, 3]].map(|seqs| seqs.map(place));

@@ -102,7 +102,7 @@ fn count(answers: &[Result<Outcome, FailureKind>], answer: Result<Outcome, Failu
 
 #[test]
 fn of_those_with_one_key_one_runs_at_a_time_and_each_gets_an_answer() {
-    explore(|| {
+    explore(1, || {
         let (store, calls) = (late(), Calls::default());
         let handler = calls.clone();
         let process = process(&store, 1, move |_| handler.exclusive(thread_rng().gen_bool(0.3)));
@@ -116,7 +116,7 @@ fn of_those_with_one_key_one_runs_at_a_time_and_each_gets_an_answer() {
 
 #[test]
 fn whoever_is_dropped_leaves_the_key_to_the_others() {
-    explore(|| {
+    explore(1, || {
         let (store, calls) = (late(), Calls::default());
         let handler = calls.clone();
         let process = process(&store, 1, move |_| handler.exclusive(false));
@@ -124,8 +124,11 @@ fn whoever_is_dropped_leaves_the_key_to_the_others() {
         for task in &tasks[..2] {
             task.abort();
         }
+        let registry = process.dedup.shared.registry.clone();
+        let flushed = spawn(async move { registry.flush().await });
         let answers: Vec<_> = tasks.into_iter().filter_map(|task| block_on(task).ok()).collect();
         assert!(!answers.is_empty(), "nobody stopped the third");
+        block_on(flushed).unwrap().unwrap();
         // One that was dropped behind the handler has had the effect without an answer.
         while block_on(begin(&process, "a")).unwrap() != Ok(Outcome::Duplicate) {}
         assert_eq!(calls.succeeded.get(), 1);
@@ -135,13 +138,15 @@ fn whoever_is_dropped_leaves_the_key_to_the_others() {
 
 #[test]
 fn a_suspect_runs_alone_also_after_it_has_waited() {
-    explore(|| {
+    explore(1, || {
         let (store, calls) = (late(), Calls::default());
-        block_on(dies_with(&store.memory, "suspect", 7, Mode::Alone));
+        for id in ["suspect", "suspect too"] {
+            block_on(dies_with(&store.memory, id, 7, Mode::Alone));
+        }
         let handler = calls.clone();
         let process = process(&store, 1, move |message| {
-            let (calls, is_suspect) =
-                (handler.clone(), message.headers().get(wire::MESSAGE_ID).is_some_and(|id| id == "suspect"));
+            let id = message.headers().get(wire::MESSAGE_ID);
+            let (calls, is_suspect) = (handler.clone(), id.is_some_and(|id| id.starts_with(b"suspect")));
             Box::pin(async move {
                 calls.beside(is_suspect).await;
                 // A message may wait for two things at a time and has one place all the same.
@@ -155,7 +160,7 @@ fn a_suspect_runs_alone_also_after_it_has_waited() {
                 Ok(())
             })
         });
-        let tasks: Vec<_> = ["a", "suspect", "b"].map(|id| begin(&process, id)).into();
+        let tasks: Vec<_> = ["suspect", "a", "suspect too"].map(|id| begin(&process, id)).into();
         let answers: Vec<_> = tasks.into_iter().map(|task| block_on(task).unwrap()).collect();
         // Of one that gets no turn for as long as a lease the claim is lost.
         let lost = count(&answers, Err(FailureKind::Cancelled));
@@ -166,7 +171,7 @@ fn a_suspect_runs_alone_also_after_it_has_waited() {
 
 #[test]
 fn a_claim_that_another_process_takes_over_stops_its_handler_and_the_others_learn_what_became_of_it() {
-    explore(|| {
+    explore(10, || {
         let store = late();
         // Nothing but the loss of its claim ends it.
         let process = process(&store, 1, |_| Box::pin(std::future::pending()));
@@ -197,7 +202,7 @@ fn a_claim_that_another_process_takes_over_stops_its_handler_and_the_others_lear
 
 #[test]
 fn claims_are_renewed_however_often_the_renewal_task_has_been_idle() {
-    explore(|| {
+    explore(1, || {
         let store = late();
         let spy = store.clone();
         let process = process(&store, 1, move |_| {
