@@ -423,3 +423,28 @@ impl DedupStore for DynStore {
         self.0.poll_available(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_reaches_no_key_of_another_scope() {
+        let hash = |scope: &str, key: &[u8]| StoreKey::new(scope.into(), Bytes::copy_from_slice(key)).hash();
+        let length = |scope: &str| (scope.len() as u64).to_le_bytes();
+        for (scope, id, foreign_scope, foreign_id) in [
+            ("a", &b"bc"[..], "ab", &b"c"[..]),
+            ("mails", &b":invoices:7"[..], "mails:invoices", &b":7"[..]),
+            ("mails", &b"}{invoices}7"[..], "mails}{invoices", &b"}7"[..]),
+            ("mails", &b"\0invoices\x007"[..], "invoices", &b"7"[..]),
+            ("mails", &b""[..], "mail", &b"s"[..]),
+            ("", &[&length("invoices")[..], b"invoices7"].concat()[..], "invoices", &b"7"[..]),
+        ] {
+            assert_ne!(hash(scope, id), hash(foreign_scope, foreign_id), "{scope} {id:?}");
+        }
+        // Above and below the bound of the buffer.
+        for long in [SHORT - 13, SHORT - 12, 1 << 20] {
+            assert_ne!(hash("mails", &vec![b's'; long]), hash("mailss", &vec![b's'; long - 1]));
+        }
+    }
+}
