@@ -61,10 +61,10 @@ struct Args {
     /// Whether consumers keep the order of each key; by default odd seeds say so
     #[arg(long, value_enum)]
     ordering: Option<Ordering>,
-    /// Where logs and pictures go [default: target/chaos]
+    /// Where logs and pictures go, by default target/chaos
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// The program under test [default: `orders` beside this one]
+    /// The program under test, by default `orders` beside this one
     #[arg(long, value_name = "FILE")]
     orders: Option<PathBuf>,
     /// Has each consumer remember for itself alone, so that the judge must find repeated effects
