@@ -238,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn the_few_cycles_of_the_ci_have_every_kind_between_them() {
+        // Those of `cargo xtask test`.
+        let seeds = [813, 108, 107, 296];
+        let cycles = seeds.into_iter().flat_map(|seed| Plan::new(seed, 4, None).cycles);
+        let kinds: HashSet<_> = cycles.map(|cycle| cycle.fault.name()).collect();
+        assert_eq!(kinds.len(), 9, "{kinds:?}");
+    }
+
+    #[test]
     fn a_stop_is_longer_than_the_lease() {
         for cycle in Plan::new(1, 400, None).cycles {
             if let Fault::StopConsumer { length, .. } = cycle.fault {

@@ -6,8 +6,12 @@ use std::{ffi::OsString, process::Command};
 /// What the program under test is built with.
 const FEATURES: &str = "orders/kafka,orders/amqp,orders/redis,orders/postgres";
 /// Brokers, stores, and seeds that have all kinds of faults between them, with and without an order.
-const FIXED: [(&str, &str, &str); 4] =
-    [("kafka", "redis", "1"), ("kafka", "postgres", "2"), ("amqp", "redis", "3"), ("amqp", "postgres", "4")];
+const FIXED: [(&str, &str, &str); 4] = [
+    ("kafka", "redis", "813"),
+    ("kafka", "postgres", "108"),
+    ("amqp", "redis", "107"),
+    ("amqp", "postgres", "296"),
+];
 /// For each of them: about half a minute.
 const CYCLES: &str = "4";
 
