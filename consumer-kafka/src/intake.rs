@@ -72,7 +72,7 @@ impl Intake {
                 // The thread goes on with our empty vector, so neither side allocates.
                 let empty = mem::take(&mut self.queue).into();
                 self.queue = mem::replace(&mut state.queue, empty).into();
-                fresh |= room > 0;
+                fresh = true;
             }
             if !fresh && let Some(failure) = state.failure() {
                 return Poll::Ready(Err(SourceError::new(failure)));
@@ -303,6 +303,7 @@ mod tests {
         push(&shared, &other, 5..6);
         push(&shared, &partition, 2..4);
         assert_eq!(delivered(&mut intake, 2), [0, 1]);
+        assert_eq!(intake.partitions(), 2);
         intake.settle(tag(&partition, 0), Settlement::Nack);
         let within = Duration::from_secs(1);
         shared.control(Control::Closing { partition: partition.clone(), within });
