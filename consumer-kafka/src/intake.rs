@@ -232,6 +232,8 @@ mod tests {
     use crate::{error::KafkaError, partition::Progress};
 
     const NONE: [u64; 0] = [];
+    /// Two of them and the buffer is not low.
+    const LARGE: usize = 3 << 20;
 
     fn intake() -> (Intake, Arc<Shared>, Arc<Partition>) {
         let shared: Arc<Shared> = Arc::default();
@@ -241,7 +243,7 @@ mod tests {
     }
 
     fn push(shared: &Shared, partition: &Partition, offsets: std::ops::Range<u64>) {
-        let queued = |seq| Queued { tag: tag(partition, seq), message: Message::new("x"), bytes: 10 };
+        let queued = |seq| Queued { tag: tag(partition, seq), message: Message::new("x"), bytes: LARGE };
         shared.push(&mut offsets.map(queued).collect());
     }
 
@@ -251,9 +253,11 @@ mod tests {
 
     /// The offsets that are delivered with the next event, and the event.
     fn poll(intake: &mut Intake, room: usize) -> (Vec<u64>, Poll<Result<Event, SourceError>>) {
-        let mut out = Vec::new();
+        // What lies there already takes no room.
+        let before = |_| Delivery { tag: Tag { scope: 0, seq: 0 }, message: Message::new("before") };
+        let mut out: Vec<_> = (0..3).map(before).collect();
         let event = intake.poll_event(&mut Context::from_waker(Waker::noop()), room, &mut out);
-        (out.iter().map(|delivery| delivery.tag.seq).collect(), event)
+        (out[3..].iter().map(|delivery| delivery.tag.seq).collect(), event)
     }
 
     fn delivered(intake: &mut Intake, room: usize) -> Vec<u64> {
@@ -272,8 +276,9 @@ mod tests {
         assert_eq!(delivered(&mut intake, 2), [0, 1]);
         assert_eq!((shared.buffered(), intake.partitions()), (3, 1));
         assert_eq!(delivered(&mut intake, 0), NONE);
+        assert!(!shared.is_low());
         assert_eq!(delivered(&mut intake, 9), [2, 3, 4]);
-        assert_eq!(shared.buffered(), 0);
+        assert_eq!((shared.buffered(), shared.is_low()), (0, true));
         assert_eq!(delivered(&mut intake, 9), NONE);
     }
 
@@ -314,7 +319,7 @@ mod tests {
         push(&shared, &partition, 4..5);
         assert_eq!(delivered(&mut intake, 9), [5], "nothing of it, be it nacked, buffered or late");
         assert_eq!(delivered(&mut intake, 9), NONE);
-        assert_eq!(shared.buffered(), 0);
+        assert_eq!((shared.buffered(), shared.is_low()), (0, true));
         intake.settle(tag(&partition, 1), Settlement::Nack);
         assert!(partition.is_released() && !other.is_released());
         assert_eq!(delivered(&mut intake, 9), NONE);
