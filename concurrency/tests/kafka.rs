@@ -5,13 +5,11 @@
 #[path = "../src/explore.rs"]
 mod explore;
 #[path = "../../consumer-kafka/src/intake.rs"]
-#[expect(dead_code, reason = "not all of it has to do with threads")]
 mod intake;
 #[path = "../../consumer-kafka/src/partition.rs"]
 #[expect(dead_code, reason = "not all of it has to do with threads")]
 mod partition;
 #[path = "../../consumer-kafka/src/shared.rs"]
-#[expect(dead_code, reason = "not all of it has to do with threads")]
 mod shared;
 #[path = "../../consumer-kafka/src/tracker.rs"]
 mod tracker;
