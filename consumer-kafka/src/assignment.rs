@@ -8,9 +8,10 @@ use std::{
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::{
-    partition::{Partition, Progress},
+    partition::Partition,
     retry::waiting::Waiting,
     shared::Queued,
+    tracker::Progress,
 };
 
 /// The partitions of this member, each with what became of its messages.
@@ -128,7 +129,7 @@ impl Assignment {
             .slots
             .iter()
             .map(|slot| (slot, slot.partition.progress()))
-            .filter(|(slot, progress)| progress.next.is_some() && progress.next != slot.committed.next)
+            .filter(|(slot, progress)| progress.is_news(slot.committed))
             .map(|(slot, progress)| (slot.partition.clone(), progress))
             .collect();
         (!entries.is_empty()).then_some(Commit { entries })

@@ -229,7 +229,7 @@ mod tests {
     use consumer_core::Message;
 
     use super::*;
-    use crate::{error::KafkaError, partition::Progress};
+    use crate::{error::KafkaError, tracker::Progress};
 
     const NONE: [u64; 0] = [];
     /// Two of them and the buffer is not low.

@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, PoisonError, atomic::AtomicU64};
 
-use crate::sync::{
-    Mutex,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+use crate::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    tracker::Progress,
 };
 
 /// An assignment of a partition: assigned again, it is another one with another scope.
@@ -20,15 +23,6 @@ pub(crate) struct Partition {
     /// Where consuming began; negative when unknown.
     pub(crate) begin: AtomicI64,
     caught_up: Mutex<(u64, u64)>,
-}
-
-/// How far an assignment has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Progress {
-    /// The offset to commit, if anything is to be.
-    pub(crate) next: Option<u64>,
-    /// How many messages lie below it.
-    pub(crate) settled: u64,
 }
 
 impl Partition {

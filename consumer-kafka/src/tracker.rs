@@ -1,40 +1,62 @@
 //! Which offset may be committed: pure bookkeeping of one assignment of one partition.
+//!
+//! The crate `models` compiles this file as well, with messages that are nothing, and explores what it does.
 
 use std::collections::VecDeque;
 
 use consumer_core::Message;
 
-use crate::partition::Progress;
+/// How far an assignment has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Progress {
+    /// The offset to commit, if anything is to be.
+    pub(crate) next: Option<u64>,
+    /// How many messages lie below it.
+    pub(crate) settled: u64,
+}
+
+impl Progress {
+    /// Whether there is something to commit, with `committed` being what the broker has.
+    pub(crate) fn is_news(self, committed: Progress) -> bool {
+        self.next.is_some() && self.next != committed.next
+    }
+}
 
 /// The window from the first delivered offset that is not done up to the last delivered one.
 ///
 /// It counts *delivered* offsets, so holes in the log (compaction, transaction markers) do not hold it up.
-#[derive(Debug, Default)]
-pub(crate) struct Tracker {
-    window: VecDeque<Entry>,
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Tracker<M = Message> {
+    window: VecDeque<Entry<M>>,
     settled: u64,
     running: usize,
     position: Option<u64>,
 }
 
-#[derive(Debug)]
-struct Entry {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Entry<M> {
     offset: u64,
-    state: State,
+    state: State<M>,
 }
 
-#[derive(Debug)]
-enum State {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum State<M> {
     /// With the runtime. The clone costs reference counts and is there for a nack.
-    Running(Message),
+    Running(M),
     /// Nacked, waiting to be delivered again.
-    Returned(Message),
+    Returned(M),
     Done,
 }
 
-impl Tracker {
+impl<M> Default for Tracker<M> {
+    fn default() -> Self {
+        Self { window: VecDeque::new(), settled: 0, running: 0, position: None }
+    }
+}
+
+impl<M: Clone> Tracker<M> {
     /// A message goes to the runtime. Offsets only grow within an assignment.
-    pub(crate) fn deliver(&mut self, offset: u64, message: Message) {
+    pub(crate) fn deliver(&mut self, offset: u64, message: M) {
         debug_assert!(self.position.is_none_or(|position| offset >= position));
         self.position = Some(offset + 1);
         self.running += 1;
@@ -69,7 +91,7 @@ impl Tracker {
     }
 
     /// The message that was handed back, to be delivered again.
-    pub(crate) fn deliver_again(&mut self, offset: u64) -> Option<Message> {
+    pub(crate) fn deliver_again(&mut self, offset: u64) -> Option<M> {
         let index = self.index(offset)?;
         let State::Returned(message) = &self.window[index].state else { return None };
         let message = message.clone();
