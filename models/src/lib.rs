@@ -2,9 +2,11 @@
 //!
 //! - [`claim`]: two processes and a store, with every fault of the network, of clocks, of processes and of the store.
 //! - [`redrive`]: delayed copies, dead letters, and the operator who sends them back.
+//! - [`watermark`]: what a member of a Kafka group may commit, over rebalances.
 //!
-//! The decisions in them are made by the functions that the code runs: `consumer_core::dedup::protocol::transition` and
-//! `consumer_core::dead_letters::redriven`.
+//! The decisions in them are made by the code itself: `consumer_core::dedup::protocol::transition`,
+//! `consumer_core::dead_letters::redriven`, and the tracker of `consumer-kafka`, a file that needs no Kafka and is compiled
+//! here once more, so that the models need none either.
 //!
 //! That messages are settled is checked in every state that can be reached: from there, the [schedule without
 //! faults](Machine::settles) is followed and must come to its end within a number of steps. So it is an `always` property,
@@ -14,6 +16,10 @@
 pub mod claim;
 pub mod machine;
 pub mod redrive;
+#[path = "../../consumer-kafka/src/tracker.rs"]
+#[allow(dead_code, reason = "the model asks for less than the source does")]
+mod tracker;
+pub mod watermark;
 
 pub use machine::{
     Ack, Action, Back, Delivery, End, Exploration, Explored, Fault, Key, Late, Letter, Machine, Owner, Phase,

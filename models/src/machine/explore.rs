@@ -1,11 +1,15 @@
 //! The machine as a model of stateright.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    fmt::Debug,
+    hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Checker, HasDiscoveries, Model, Path, Property};
 
 use super::{
     step::{Action, Machine},
@@ -43,12 +47,16 @@ pub struct Explored {
     pub broken: Vec<(&'static str, Vec<String>)>,
 }
 
-impl Exploration {
-    /// Visits every state, or stops soon after one that breaks a property.
-    pub fn explore(self) -> Explored {
-        let longest = self.longest.clone();
-        let checker = self.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-        let steps = |path: stateright::Path<World, Action>| {
+impl Explored {
+    /// Visits every state of a model, or stops soon after one that breaks a property.
+    pub fn of<M>(model: M, longest: &AtomicU32) -> Self
+    where
+        M: Model + Send + Sync + 'static,
+        M::State: Debug + Hash + Clone + PartialEq + Send + Sync + 'static,
+        M::Action: Debug + Clone + PartialEq,
+    {
+        let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        let steps = |path: Path<M::State, M::Action>| {
             path.into_actions().iter().map(|action| format!("{action:?}")).collect()
         };
         let broken = checker.discoveries().into_iter().map(|(name, path)| (name, steps(path))).collect();
@@ -58,6 +66,14 @@ impl Exploration {
             longest: longest.load(Ordering::Relaxed),
             broken,
         }
+    }
+}
+
+impl Exploration {
+    /// Visits every state.
+    pub fn explore(self) -> Explored {
+        let longest = self.longest.clone();
+        Explored::of(self, &longest)
     }
 
     /// Whether the schedule without faults settles everything in time.
