@@ -7,12 +7,7 @@ use std::{
 
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::{
-    partition::Partition,
-    retry::waiting::Waiting,
-    shared::Queued,
-    tracker::Progress,
-};
+use crate::{partition::Partition, retry::waiting::Waiting, shared::Queued, tracker::Progress};
 
 /// The partitions of this member, each with what became of its messages.
 #[derive(Debug, Default)]

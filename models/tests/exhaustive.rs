@@ -53,7 +53,7 @@ fn claim_with_one_message_and_three_faults() {
 
 #[test]
 #[ignore = "takes minutes"]
-fn claim_with_one_message_and_four_faults() {
+fn large_bounds_claim_with_one_message_and_four_faults() {
     let found = claim::model(Variant::Code, 1, 4).explore();
     assert!(found.broken.is_empty(), "{:#?}", found.broken);
 }
@@ -105,7 +105,7 @@ fn watermark_with_one_rebalance() {
 
 #[test]
 #[ignore = "takes minutes and gigabytes"]
-fn watermark_with_two_rebalances() {
+fn large_bounds_watermark_with_two_rebalances() {
     let found = watermark::model(Watermark::Code, 2).explore();
     assert!(found.broken.is_empty(), "{:#?}", found.broken);
 }

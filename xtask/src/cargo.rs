@@ -15,7 +15,14 @@ const NOT_BUILT: [&str; 2] = ["tls-vendored", "gssapi"];
 
 /// Cargo, in the root of the workspace.
 pub(crate) fn cargo() -> Command {
-    in_root(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = in_root(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Set for this program by the cargo that runs it. Build scripts that look at them would run again each time.
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 /// A program, in the root of the workspace.
