@@ -77,9 +77,9 @@ pub(crate) struct Trouble {
 pub(crate) enum Cause {
     /// The process died between the effect and its record.
     Killed,
-    /// The process was stopped for longer than its lease.
+    /// The process was stopped for longer than half of its lease.
     Stopped,
-    /// The store was away, or this process cut off from it, for longer than the lease.
+    /// The store was away, or this process cut off from it, for longer than half of a lease.
     StoreAway,
 }
 

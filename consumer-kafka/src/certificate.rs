@@ -6,6 +6,8 @@ use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+#[cfg(feature = "tls")]
+use std::{sync::mpsc, thread};
 
 use rdkafka::ClientConfig;
 
@@ -15,15 +17,23 @@ const COUNTS: Duration = Duration::from_secs(30);
 /// Whom the driver trusts.
 #[derive(Default)]
 pub(crate) struct Trust {
+    anchors: Anchors,
+    last: Mutex<Option<Look>>,
+}
+
+#[derive(Clone, Default)]
+struct Anchors {
     authority: Option<String>,
     pem: Option<String>,
     any_name: bool,
-    last: Mutex<Option<(Instant, Option<&'static str>)>>,
 }
+
+/// At which broker, when, and what was seen.
+type Look = (String, Instant, Option<&'static str>);
 
 impl fmt::Debug for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trust").field("authority", &self.authority).finish_non_exhaustive()
+        f.debug_struct("Trust").field("authority", &self.anchors.authority).finish_non_exhaustive()
     }
 }
 
@@ -31,12 +41,12 @@ impl Trust {
     pub(crate) fn of(config: &ClientConfig) -> Self {
         let value = |name: &str| config.get(name).map(str::to_owned);
         let name_check = value("ssl.endpoint.identification.algorithm");
-        Self {
+        let anchors = Anchors {
             authority: value("ssl.ca.location").filter(|path| path != "probe"),
             pem: value("ssl.ca.pem"),
             any_name: name_check.is_some_and(|check| check == "none"),
-            last: Mutex::default(),
-        }
+        };
+        Self { anchors, last: Mutex::default() }
     }
 
     /// In words, if `reason`, what the driver says, is about a certificate. Blocks for a few seconds at most.
@@ -44,28 +54,34 @@ impl Trust {
         if !reason.contains("certificate verify failed") {
             return None;
         }
+        // Such as `ssl://broker:9093/bootstrap: SSL handshake failed: …`.
+        let broker = reason.split_once("ssl://").and_then(|(_, rest)| rest.split(['/', ' ']).next())?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, why)) = *last
+        if let Some((of, at, why)) = &*last
+            && of == broker
             && at.elapsed() < COUNTS
         {
-            return why;
+            return *why;
         }
-        // Such as `ssl://broker:9093/bootstrap: SSL handshake failed: …`.
-        let broker = reason.split_once("ssl://").and_then(|(_, rest)| rest.split(['/', ' ']).next());
-        let why = broker.and_then(|broker| self.look(broker));
-        *last = Some((Instant::now(), why));
+        let why = self.look(broker);
+        *last = Some((broker.to_owned(), Instant::now(), why));
         why
     }
 
     #[cfg(not(feature = "tls"))]
     fn look(&self, _broker: &str) -> Option<&'static str> {
-        let Self { pem: _, any_name: _, .. } = self;
+        let Anchors { authority: _, pem: _, any_name: _ } = &self.anchors;
         None
     }
 
     #[cfg(feature = "tls")]
     fn look(&self, broker: &str) -> Option<&'static str> {
-        handshake::refused(self, broker).and_then(handshake::in_words)
+        // In a thread of its own, since the driver waits: nobody says how long a name takes, or a broker that sends a byte
+        // now and then.
+        let (anchors, broker, (tell, told)) = (self.anchors.clone(), broker.to_owned(), mpsc::channel());
+        let look = move || tell.send(handshake::refused(&anchors, &broker).and_then(handshake::in_words));
+        thread::Builder::new().name("kafka-certificate".to_owned()).spawn(look).ok()?;
+        told.recv_timeout(handshake::LIMIT * 2).ok().flatten()
     }
 }
 
@@ -82,12 +98,12 @@ mod handshake {
         x509::{X509, X509VerifyResult},
     };
 
-    use super::Trust;
+    use super::Anchors;
 
-    const LIMIT: Duration = Duration::from_secs(2);
+    pub(super) const LIMIT: Duration = Duration::from_secs(2);
 
     /// With the settings that the driver gives to the same library.
-    pub(super) fn refused(trust: &Trust, broker: &str) -> Option<X509VerifyResult> {
+    pub(super) fn refused(trust: &Anchors, broker: &str) -> Option<X509VerifyResult> {
         let (host, _) = broker.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let mut context = SslContext::builder(SslMethod::tls_client()).ok()?;

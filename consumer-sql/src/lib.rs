@@ -12,7 +12,7 @@
 //!
 //! The store guarantees what the protocol in [`consumer_core::dedup::protocol`] says and passes the same conformance suite as the
 //! other stores: at-least-once; each key's handler completes once unless a process dies between the side effect and
-//! `complete`, or the database cannot be written between the two for longer than the lease, a handler outlives its lease, an
+//! `complete`, or the database cannot be written between the two for longer than what is left of the lease, a handler outlives its lease, an
 //! attempt that failed or timed out had its effect all the same, the database is lost, or a duplicate comes after the retention.
 
 mod admin;

@@ -42,7 +42,7 @@ impl Target {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("it has no scheme"))?;
         let (tls, plain) = match scheme.strip_prefix("rediss") {
             Some(kind) => (true, kind),
-            None => (false, scheme.strip_prefix("redis").ok_or_else(|| unknown_scheme(scheme))?),
+            None => (false, scheme.strip_prefix("redis").ok_or_else(unknown_scheme)?),
         };
         // A password may hold an unescaped @ or /; hosts cannot.
         let (credentials, rest) = match rest.rsplit_once('@') {
@@ -70,7 +70,7 @@ impl Target {
                 })?;
                 Deployment::Sentinel { primary: decoded(primary)? }
             }
-            _ => return Err(unknown_scheme(scheme)),
+            _ => return Err(unknown_scheme()),
         };
         let database = match path.next() {
             None => 0,
@@ -173,14 +173,9 @@ fn wrong(why: &str) -> ConnectError {
     ConnectError::new(Kind::Configuration, format!("the redis url is not valid: {why}"))
 }
 
-fn unknown_scheme(scheme: &str) -> ConnectError {
-    // What stands before :// may still be a mistyped password.
-    let shown = if scheme.len() <= 16 && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+') {
-        format!("{scheme}://")
-    } else {
-        "its scheme".to_owned()
-    };
-    wrong(&format!("{shown} is not one of redis, rediss, redis+sentinel, redis+cluster"))
+/// It is not shown: what stands before :// may be a mistyped password.
+fn unknown_scheme() -> ConnectError {
+    wrong("its scheme is not one of redis, rediss, redis+sentinel, redis+cluster")
 }
 
 fn parse_host(text: &str, default_port: u16) -> Result<(String, u16), ConnectError> {
@@ -214,7 +209,8 @@ fn decoded(text: &str) -> Result<String, ConnectError> {
     let mut at = 0;
     while at < bytes.len() {
         let escape = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
-        match escape.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        let digits = escape.filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        match digits.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             Some(byte) => {
                 out.push(byte);
                 at += 3;
@@ -268,10 +264,10 @@ mod tests {
     fn what_is_wrong_is_said_without_the_password() {
         for (url, why) in [
             ("localhost:6379", "it has no scheme"),
-            ("kafka://:hunter2@h", "kafka:// is not one of redis, rediss, redis+sentinel, redis+cluster"),
+            ("kafka://:hunter2@h", "its scheme is not one of redis, rediss, redis+sentinel, redis+cluster"),
             (
                 "redis+tls://:hunter2@h",
-                "redis+tls:// is not one of redis, rediss, redis+sentinel, redis+cluster",
+                "its scheme is not one of redis, rediss, redis+sentinel, redis+cluster",
             ),
             ("redis://:hunter2@h:x", "a port is no number from 0 to 65535"),
             ("redis://:hunter2@", "a host is empty"),

@@ -1,6 +1,6 @@
 //! The ways back: delayed copies, dead letters, and the operator's redrive.
 //!
-//! One message, delivered to both of two processes, with the workers and the store of the [claim](crate::claim) and all
+//! One message, delivered to both of two processes, with the workers and the store of [`crate::claim`] and all
 //! their faults. Beyond that a failed handler may leave a delayed copy behind, which is delivered like any message;
 //! every dead letter is read by an operator, who publishes what [`redriven`] makes of it and settles the letter after
 //! the confirm; and the operator's program may die between the two, so that a letter goes back twice. What comes back

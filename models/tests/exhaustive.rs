@@ -118,6 +118,6 @@ fn watermark_finds_every_mistake() {
         (Watermark::CommitUnasked, "5: a commit is of the assignment there is"),
         (Watermark::NackIsDropped, "6: every message is settled in time"),
     ] {
-        refutes(mistake, property, &watermark::model(mistake, 2).explore());
+        refutes(mistake, property, &watermark::model(mistake, 1).explore());
     }
 }

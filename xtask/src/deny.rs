@@ -82,7 +82,7 @@ fn advice(why: &str) -> String {
     format!(
         "cargo-deny is not there and could not be installed: {why}\nInstall it from crates.io (`cargo install \
          cargo-deny --locked`) or from a package, so that it is in PATH; or leave the check out: `cargo xtask test \
-         --skip deny`."
+         --skip machine --skip deny`."
     )
 }
 

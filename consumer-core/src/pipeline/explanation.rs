@@ -8,7 +8,7 @@ use super::{DedupFacts, Facts, InboxFacts, RetryFacts};
 
 /// What a dedup layer guarantees, no more and no less.
 const DEDUP: &str = "at-least-once; each key's handler completes once unless a process dies between the side effect \
-    and `complete`, or the store is away between the two for longer than the lease, a handler outlives its lease, an \
+    and `complete`, or the store is away between the two for longer than what is left of the lease, a handler outlives its lease, an \
     attempt that failed or timed out had its effect all the same, the store loses state, or a duplicate comes after \
     the retention.";
 

@@ -147,7 +147,7 @@ fn a_full_stack_is_explained() {
     let expected = "\
 This stack guarantees:
   - At-least-once: a message is acknowledged only after the handler succeeded, or its effect was known to have happened, or the broker confirmed its dead letter.
-  - Deduplication for the consumer `order-mails` by the header `message-id`: at-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, or the store is away between the two for longer than the lease, a handler outlives its lease, an attempt that failed or timed out had its effect all the same, the store loses state, or a duplicate comes after the retention.
+  - Deduplication for the consumer `order-mails` by the header `message-id`: at-least-once; each key's handler completes once unless a process dies between the side effect and `complete`, or the store is away between the two for longer than what is left of the lease, a handler outlives its lease, an attempt that failed or timed out had its effect all the same, the store loses state, or a duplicate comes after the retention.
   - A completed key is remembered for 1day; a claim holds for 30s and is renewed while its handler runs.
   - A known key with another payload is never acknowledged in silence: it is a conflict.
   - While the store is down nothing is processed; the source waits.

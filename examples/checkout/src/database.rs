@@ -175,6 +175,9 @@ pub(crate) fn by_url(url: &str) -> Result<Place, String> {
             let options = SqliteConnectOptions::from_str(url).map_err(|_| unreadable())?;
             Ok(Place::Sqlite(options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal)))
         }
+        // With anything else behind the colon the driver takes all of it for the name of a database, which is shown: a
+        // password as well.
+        "postgres" | "postgresql" if !url.contains("://") => Err(KNOWN.to_owned()),
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => {
             let options = PgConnectOptions::from_str(url).map_err(|_| unreadable())?;
@@ -184,9 +187,11 @@ pub(crate) fn by_url(url: &str) -> Result<Place, String> {
         "postgres" | "postgresql" => {
             Err("this URL needs `cargo run -p checkout --features postgres`".to_owned())
         }
-        _ => Err("the database's URL begins with sqlite: or postgres://".to_owned()),
+        _ => Err(KNOWN.to_owned()),
     }
 }
+
+const KNOWN: &str = "the database's URL begins with sqlite: or postgres://";
 
 fn unreadable() -> String {
     "the database's URL cannot be read".to_owned()
