@@ -132,11 +132,12 @@ impl Files {
                 ConnectError::new(Kind::Configuration, message).with_source(error)
             })
         };
+        let authority = self.authority.as_ref().map(read).transpose()?;
         let client = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
             _ => None,
         };
-        Ok(Tls { authority: self.authority.as_ref().map(read).transpose()?, client })
+        Ok(Tls { authority, client })
     }
 }
 
