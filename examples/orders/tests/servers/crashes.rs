@@ -71,6 +71,7 @@ fn messages() -> usize {
 }
 
 const IN_FLIGHT: usize = 64;
+const LEASE: Duration = Duration::from_secs(2);
 
 /// A process with a mail log of its own, so that each mail is known by who sent it.
 struct Member {
@@ -156,8 +157,10 @@ fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
     let folder = Folder::new();
     // Slow enough that there is work left at every kill.
     let rate = (count / 80).max(5);
-    let options =
-        format!("--until-idle 8s --lease 2s --max-in-flight {IN_FLIGHT} --handler-delay 5ms --rate {rate}");
+    let options = format!(
+        "--until-idle 8s --lease {}s --max-in-flight {IN_FLIGHT} --handler-delay 5ms --rate {rate}",
+        LEASE.as_secs()
+    );
     let mut group = Group { topic, folder: &folder, options, members: Vec::new() };
     group.start();
     group.start();
@@ -191,9 +194,9 @@ fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
         // Whoever mailed it before somebody else did was killed right after that.
         for (nth, mail) in &times[..times.len() - 1] {
             let killed_at = group.members[*nth].killed_at;
-            let in_flight =
-                killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < Duration::from_secs(1));
-            assert!(in_flight, "{id} was mailed twice without need: {times:?}");
+            // On a disk that others use, too, a store takes its time to record; how many there are is judged below.
+            let in_flight = killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < LEASE);
+            assert!(in_flight, "{id} was mailed twice without need: {times:?}, killed at {killed_at:?}");
             repeated[*nth] += 1;
         }
         assert!(times.windows(2).all(|pair| pair[0].1.epoch < pair[1].1.epoch), "{id}: {times:?}");
