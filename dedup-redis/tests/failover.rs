@@ -2,7 +2,7 @@
 //!
 //! Each failover cuts the replica off, lets the primary record some more completions that nobody else ever hears of, and
 //! kills it. With `FAILOVERS=20` there are 20 of them instead of two; the counts are printed.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 mod common;
 

@@ -72,6 +72,7 @@ fn messages() -> usize {
 
 const IN_FLIGHT: usize = 64;
 const LEASE: Duration = Duration::from_secs(2);
+const RECORDED: Duration = Duration::from_secs(1);
 
 /// A process with a mail log of its own, so that each mail is known by who sent it.
 struct Member {
@@ -112,7 +113,7 @@ fn lines(log: &std::path::Path) -> usize {
 }
 
 fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_flight(broker: Broker) {
-    killed_five_times(&Topic::shared(broker, "killed"), || {});
+    killed_five_times(&Topic::shared(broker, "killed"), RECORDED, || {});
 }
 
 /// RabbitMQ dies too, in the middle. What runs then may finish, and what comes again is known to the store: no mail is
@@ -121,7 +122,7 @@ fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_f
 #[ignore = "needs servers: cargo xtask test"]
 fn fm02_two_members_are_killed_five_times_and_rabbitmq_once() {
     let server = Broker::RabbitMq.start();
-    killed_five_times(&Topic::on(&server.url(), &shared_redis(), "all-killed"), || {
+    killed_five_times(&Topic::on(&server.url(), &shared_redis(), "all-killed"), RECORDED, || {
         server.kill();
         server.start_again();
     });
@@ -134,7 +135,8 @@ fn fm02_two_members_are_killed_five_times_and_rabbitmq_once() {
 fn fm02_two_members_with_one_sqlite_file_are_killed_five_times() {
     let folder = Folder::new();
     let store = format!("sqlite:{}", folder.path("dedup.db").display());
-    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-sqlite"), || {});
+    // A file on a busy disk: one mail was seen to be unrecorded after more than a second, and it is not known why.
+    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-sqlite"), LEASE, || {});
 }
 
 /// Without any Redis: the members, which could be on several machines, share a database.
@@ -143,11 +145,12 @@ fn fm02_two_members_with_one_sqlite_file_are_killed_five_times() {
 #[ignore = "needs servers: cargo xtask test"]
 fn fm02_two_members_with_one_postgres_are_killed_five_times() {
     let store = xtask::servers::shared_postgres();
-    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-postgres"), || {});
+    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-postgres"), RECORDED, || {});
 }
 
 /// Two members share a topic; the older one is killed and replaced five times, and half way `disturb` happens.
-fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
+/// What was mailed longer than `recorded` before a kill is known to the store.
+fn killed_five_times(topic: &Topic, recorded: Duration, disturb: impl Fn()) {
     let count = messages();
     let mut produce = topic.arguments("produce");
     produce.extend(format!("--count {count} --duplicates 0.2 --seed 11").split(' ').map(str::to_owned));
@@ -194,8 +197,7 @@ fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
         // Whoever mailed it before somebody else did was killed right after that.
         for (nth, mail) in &times[..times.len() - 1] {
             let killed_at = group.members[*nth].killed_at;
-            // On a disk that others use, too, a store takes its time to record; how many there are is judged below.
-            let in_flight = killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < LEASE);
+            let in_flight = killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < recorded);
             assert!(in_flight, "{id} was mailed twice without need: {times:?}, killed at {killed_at:?}");
             repeated[*nth] += 1;
         }
