@@ -11,8 +11,11 @@ use std::{
     time::Duration,
 };
 
-use common::{Direct, claim, eventually, is_available, key, owner, renewal, request, within};
-use consumer_core::dedup::{Claim, ClaimReply, DedupStore, Renewal, Resolution, Resolved, StoreKey};
+use common::{Direct, LEASE, claim, eventually, is_available, key, owner, renewal, request, within};
+use consumer_core::dedup::{
+    Claim, ClaimReply, DedupStore, ParkOperation, ParkReply, ParkRequest, Renewal, Resolution, Resolved,
+    StoreKey,
+};
 use consumer_testing::conformance::store::{self, StoreUnderTest};
 use dedup_redis::RedisStore;
 use redis::cmd;
@@ -236,6 +239,19 @@ async fn a_slot_that_moves_under_load_costs_no_error_and_no_double() {
     for store in &stores {
         assert!(is_available(store).await);
     }
+}
+
+/// A node that gives its slot away refuses what a script does to a key that it has itself removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_last_parked_message_leaves_while_its_slot_moves() {
+    let cluster = RedisCluster::start().unwrap();
+    let store = RedisStore::builder(url(&cluster)).key_prefix("{m}").connect().await.unwrap();
+    let ask = |operation| store.park(ParkRequest { key: key("parked"), id: 1, operation, lifetime: LEASE });
+    ask(ParkOperation::Defer { wait: LEASE }).await.unwrap();
+    Move::new(cluster.nodes(), "{m}").await.begin().await;
+    assert_eq!(ask(ParkOperation::Leave).await.unwrap(), ParkReply::Done);
+    assert_eq!(ask(ParkOperation::Enter { limit: 1 }).await.unwrap(), ParkReply::Free);
 }
 
 /// A store whose keys are all in one slot.

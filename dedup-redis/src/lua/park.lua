@@ -52,12 +52,15 @@ elseif what == 'defer' then
     end
     return 0
 elseif what == 'leave' then
-    local was_first = first() == id
-    redis.call('ZREM', KEYS[1], id)
-    if was_first then
-        redis.call('ZREM', KEYS[1], 'u')
-        -- Nothing is left to keep where it was the last.
-        keep(lifetime)
+    if first() ~= id then
+        redis.call('ZREM', KEYS[1], id)
+    else
+        local is_alone = redis.call('ZCOUNT', KEYS[1], 1, '+inf') == 1
+        redis.call('ZREM', KEYS[1], id, 'u')
+        -- A node of a Cluster that gives the slot away refuses calls on a key that is gone.
+        if not is_alone then
+            keep(lifetime)
+        end
     end
     return 0
 end
