@@ -7,6 +7,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
+use tokio::time::sleep;
+
 use crate::{
     Tables,
     dedup::{
@@ -21,11 +23,15 @@ use crate::{
 const CHUNK: usize = 500;
 /// Rows deleted at once: others wait meanwhile.
 const SWEPT: u32 = 1_000;
+/// How often a file that another process holds is asked for. SQLite's own waiting looks every 100 ms in the end, and a
+/// process that writes batch after batch lets go for a fraction of a millisecond: the other would miss it for seconds.
+const LOOK: Duration = Duration::from_millis(1);
 
 pub(super) struct SqliteBackend {
     /// Not there after an error: what was begun is rolled back with it.
     connection: Option<SqliteConnection>,
     options: SqliteConnectOptions,
+    busy_timeout: Duration,
     clock: Clock,
     sql: Statements,
 }
@@ -67,15 +73,28 @@ impl Statements {
 }
 
 impl SqliteBackend {
-    pub(super) fn new(connection: SqliteConnection, options: SqliteConnectOptions, tables: &Tables) -> Self {
-        let sql = Statements::new(tables);
-        Self { connection: Some(connection), options, clock: Clock::new(), sql }
+    pub(super) fn new(options: SqliteConnectOptions, busy_timeout: Duration, tables: &Tables) -> Self {
+        Self { connection: None, options, busy_timeout, clock: Clock::new(), sql: Statements::new(tables) }
     }
 
     async fn take(&mut self) -> Result<SqliteConnection, sqlx::Error> {
-        match self.connection.take() {
-            Some(connection) => Ok(connection),
-            None => SqliteConnection::connect_with(&self.options).await,
+        if let Some(connection) = self.connection.take() {
+            return Ok(connection);
+        }
+        let mut connection = SqliteConnection::connect_with(&self.options).await?;
+        // From here on `begin` waits.
+        sqlx::query("PRAGMA busy_timeout = 0").execute(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Begins with the lock: without it from the start, two processes could both read and then one of them not write.
+    async fn begin(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let asked = Instant::now();
+        loop {
+            match sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await {
+                Err(error) if is_busy(&error) && asked.elapsed() < self.busy_timeout => sleep(LOOK).await,
+                begun => return begun.map(drop),
+            }
         }
     }
 }
@@ -83,8 +102,7 @@ impl SqliteBackend {
 impl Backend for SqliteBackend {
     async fn load(&mut self, keys: &Keys) -> Result<Loaded, sqlx::Error> {
         let mut connection = self.take().await?;
-        // Without the lock from the start, two processes could both read and then one of them not write.
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await?;
+        self.begin(&mut connection).await?;
         let now = self.clock.millis();
         let states =
             select(&mut connection, &self.sql.states, &keys.states, |row| columns(row)?.kept()).await?;
@@ -129,11 +147,13 @@ impl Backend for SqliteBackend {
 
     async fn sweep(&mut self, now: u64) -> Result<bool, sqlx::Error> {
         let mut connection = self.take().await?;
+        self.begin(&mut connection).await?;
         let mut more = false;
         for sql in &self.sql.sweep {
             let delete = sqlx::query(AssertSqlSafe(sql.as_str())).bind(record::signed(now));
             more |= delete.execute(&mut connection).await?.rows_affected() >= u64::from(SWEPT);
         }
+        sqlx::query("COMMIT").execute(&mut connection).await?;
         self.connection = Some(connection);
         Ok(more)
     }
@@ -192,6 +212,12 @@ fn get<'r, T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(
     name: &str,
 ) -> Result<T, Unreadable> {
     row.try_get(name).map_err(|error| error.to_string())
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    // The primary code is the lower byte.
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xff == 5)
 }
 
 /// The machine's clock when the store was opened, moved on by the monotonic one.

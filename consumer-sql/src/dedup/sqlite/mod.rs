@@ -127,7 +127,8 @@ impl SqliteStoreBuilder {
             .await
             .map_err(|error| SqlError::driver(at("cannot be opened"), error))?;
         migrate::<Sqlite>(&mut connection, &self.tables).await?;
-        let backend = SqliteBackend::new(connection, options, &self.tables);
+        connection.close().await.map_err(|error| SqlError::driver(at("cannot be used"), error))?;
+        let backend = SqliteBackend::new(options, self.busy_timeout, &self.tables);
         Ok(SqliteStore(Handle::start(backend, at("cannot be used"))))
     }
 }

@@ -7,6 +7,7 @@ use consumer_core::dedup::{
     StoreKey,
 };
 use sqlx::{Connection, Row, SqliteConnection};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -168,4 +169,31 @@ async fn more_keys_than_a_statement_takes_parameters() {
     let mut raw = file.raw().await;
     let rows: i64 = sqlx::query("SELECT count(*) FROM mine_dedup").fetch_one(&mut raw).await.unwrap().get(0);
     assert_eq!(rows, 3_000);
+}
+
+/// Another process writes batch after batch and lets go for a moment in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_free_for_moments_only_is_not_missed() {
+    const CLAIMS: u32 = 10;
+    let file = File::new();
+    let store = SqliteStore::builder(file.url()).busy_timeout(Duration::from_secs(60)).open().await.unwrap();
+    let (mut holder, mut turns) = (file.raw().await, 0);
+    for id in 0..CLAIMS {
+        let mut claiming = None;
+        let claimed = loop {
+            let held = holder.begin_with("BEGIN IMMEDIATE").await.unwrap();
+            let claiming = claiming.get_or_insert_with(|| Box::pin(store.claim(request(id, 1))));
+            // Answered at once if it came between the last two batches.
+            let answer = timeout(Duration::from_millis(20), &mut *claiming).await;
+            held.rollback().await.unwrap();
+            turns += 1;
+            let moment = Duration::from_millis(2);
+            if let Ok(reply) = if answer.is_ok() { answer } else { timeout(moment, claiming).await } {
+                break reply.unwrap();
+            }
+        };
+        assert!(matches!(claimed, ClaimReply::Claimed(_)), "{claimed:?}");
+    }
+    // One or two each; where SQLite does the waiting, some fifty.
+    assert!(turns < 5 * CLAIMS, "{turns} batches were written while {CLAIMS} claims waited");
 }

@@ -113,7 +113,7 @@ fn lines(log: &std::path::Path) -> usize {
 }
 
 fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_flight(broker: Broker) {
-    killed_five_times(&Topic::shared(broker, "killed"), RECORDED, || {});
+    killed_five_times(&Topic::shared(broker, "killed"), || {});
 }
 
 /// RabbitMQ dies too, in the middle. What runs then may finish, and what comes again is known to the store: no mail is
@@ -122,7 +122,7 @@ fn fm02_two_members_killed_five_times_lose_nothing_and_repeat_only_what_was_in_f
 #[ignore = "needs servers: cargo xtask test"]
 fn fm02_two_members_are_killed_five_times_and_rabbitmq_once() {
     let server = Broker::RabbitMq.start();
-    killed_five_times(&Topic::on(&server.url(), &shared_redis(), "all-killed"), RECORDED, || {
+    killed_five_times(&Topic::on(&server.url(), &shared_redis(), "all-killed"), || {
         server.kill();
         server.start_again();
     });
@@ -135,8 +135,7 @@ fn fm02_two_members_are_killed_five_times_and_rabbitmq_once() {
 fn fm02_two_members_with_one_sqlite_file_are_killed_five_times() {
     let folder = Folder::new();
     let store = format!("sqlite:{}", folder.path("dedup.db").display());
-    // A file on a busy disk: one mail was seen to be unrecorded after more than a second, and it is not known why.
-    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-sqlite"), LEASE, || {});
+    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-sqlite"), || {});
 }
 
 /// Without any Redis: the members, which could be on several machines, share a database.
@@ -145,12 +144,12 @@ fn fm02_two_members_with_one_sqlite_file_are_killed_five_times() {
 #[ignore = "needs servers: cargo xtask test"]
 fn fm02_two_members_with_one_postgres_are_killed_five_times() {
     let store = xtask::servers::shared_postgres();
-    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-postgres"), RECORDED, || {});
+    killed_five_times(&Topic::on(&Broker::Kafka.shared(), &store, "killed-postgres"), || {});
 }
 
 /// Two members share a topic; the older one is killed and replaced five times, and half way `disturb` happens.
-/// What was mailed longer than `recorded` before a kill is known to the store.
-fn killed_five_times(topic: &Topic, recorded: Duration, disturb: impl Fn()) {
+/// What was mailed longer than [`RECORDED`] before a kill is known to the store.
+fn killed_five_times(topic: &Topic, disturb: impl Fn()) {
     let count = messages();
     let mut produce = topic.arguments("produce");
     produce.extend(format!("--count {count} --duplicates 0.2 --seed 11").split(' ').map(str::to_owned));
@@ -197,7 +196,7 @@ fn killed_five_times(topic: &Topic, recorded: Duration, disturb: impl Fn()) {
         // Whoever mailed it before somebody else did was killed right after that.
         for (nth, mail) in &times[..times.len() - 1] {
             let killed_at = group.members[*nth].killed_at;
-            let in_flight = killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < recorded);
+            let in_flight = killed_at.is_some_and(|at| at.duration_since(mail.at).unwrap() < RECORDED);
             assert!(in_flight, "{id} was mailed twice without need: {times:?}, killed at {killed_at:?}");
             repeated[*nth] += 1;
         }
