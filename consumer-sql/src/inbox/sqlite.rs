@@ -1,10 +1,9 @@
 //! The inbox's statements on SQLite.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, Connection, Row, SqlSafeStr, SqlStr, Sqlite, SqliteConnection, pool::PoolConnection,
-    query, raw_sql,
+    AssertSqlSafe, Connection, Row, SqlSafeStr, SqlStr, Sqlite, SqliteConnection, pool::PoolConnection, query,
 };
 use sqlx_core::transaction::TransactionManager;
 
@@ -19,7 +18,7 @@ impl Statements for Sqlite {
     const ONE_WRITER: bool = true;
     /// With the lock from the start: a transaction that began as a reader may find that it cannot write.
     const RECORD: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
-        VALUES /*list*/ ON CONFLICT DO NOTHING RETURNING key_hash";
+        VALUES /*list*/";
     const RECORD_ONE: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
         VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
     const KNOWN: &'static str =
@@ -44,16 +43,23 @@ impl Statements for Sqlite {
             let done = insert.execute(connection).await?;
             return Ok(if done.rows_affected() > 0 { vec![record.hash] } else { Vec::new() });
         }
-        let mut insert = query(listed(&sql.record, "(?, ?, ?, ?)", records.len()));
-        for record in records {
-            insert = insert
-                .bind(record.hash.to_be_bytes().to_vec())
-                .bind(&*sql.consumer)
-                .bind(&record.key[..])
-                .bind(record.fingerprint.map(|print| print.to_be_bytes().to_vec()));
+        // Nobody else writes meanwhile. Rows that the INSERT itself returned would come one by one from the driver's thread.
+        let hashes: Vec<u128> = records.iter().map(|record| record.hash).collect();
+        let known: HashSet<u128> =
+            Self::known(connection, sql, &hashes).await?.into_iter().map(|(hash, _)| hash).collect();
+        let new: Vec<&&Record> = records.iter().filter(|record| !known.contains(&record.hash)).collect();
+        if !new.is_empty() {
+            let mut insert = query(listed(&sql.record, "(?, ?, ?, ?)", new.len()));
+            for record in &new {
+                insert = insert
+                    .bind(record.hash.to_be_bytes().to_vec())
+                    .bind(&*sql.consumer)
+                    .bind(&record.key[..])
+                    .bind(record.fingerprint.map(|print| print.to_be_bytes().to_vec()));
+            }
+            insert.execute(connection).await?;
         }
-        let rows = insert.fetch_all(connection).await?;
-        rows.iter().map(|row| number(row.try_get(0)?)).collect()
+        Ok(new.iter().map(|record| record.hash).collect())
     }
 
     async fn known(
@@ -73,8 +79,9 @@ impl Statements for Sqlite {
         known.collect()
     }
 
+    /// Prepared once, as nearly always it is the same text.
     async fn run(connection: &mut SqliteConnection, statements: SqlStr) -> Result<(), sqlx::Error> {
-        raw_sql(statements).execute(connection).await.map(drop)
+        query(statements).execute(connection).await.map(drop)
     }
 
     /// A savepoint of the handler that has been forgotten is released before.
