@@ -118,8 +118,8 @@ impl Step {
             Self::Deny => deny::check(interrupt),
             Self::Examples => {
                 for (example, features) in EXAMPLES {
-                    let build = ["build", "--package", example, "--features", features];
-                    cargo::run(cargo::cargo().args(build), interrupt)?;
+                    let check = ["check", "--package", example, "--features", features];
+                    cargo::run(cargo::cargo().args(check), interrupt)?;
                 }
                 Ok(())
             }

@@ -49,6 +49,8 @@ const WARM_UP: Duration = Duration::from_secs(5);
 const EVERY: Duration = Duration::from_secs(10);
 /// What is left after the end goes within this time.
 const DRAIN: Duration = Duration::from_secs(60);
+/// A shorter run would end before its steady part has three samples.
+const SHORTEST: Duration = Duration::from_secs(300);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Which broker to run on.
@@ -78,6 +80,9 @@ pub(crate) fn run(
     if let Some(target) = &load.target {
         return load::publish(servers, broker, target, load);
     }
+    if lasts < SHORTEST {
+        return Err("an endurance run takes five minutes at least: see --minutes".into());
+    }
     let mut redis = RedisServer::connect(&servers.redis)?;
     redis.reset()?;
     let empty = redis.used_memory()? as f64;
@@ -90,6 +95,7 @@ pub(crate) fn run(
         // So that Redis begins empty.
         until(RETENTION * 2, || Ok(redis.keys()? < 10)).await?;
 
+        let idle = tasks();
         let from = Instant::now();
         let (settled, handled) = consuming.counted();
         let publishing = Publishing::start(servers, broker, &consuming.target, rate, 1_000_000_000)?;
@@ -101,7 +107,7 @@ pub(crate) fn run(
             let sample = Sample {
                 at: from.elapsed().as_secs_f64(),
                 resident: resident()?,
-                tasks: Handle::current().metrics().num_alive_tasks() as f64,
+                tasks: tasks(),
                 lag: (publishing.confirmed() as f64 - (consuming.counted().0 - settled) as f64).max(0.0),
                 redis: (redis.used_memory()? as f64 - empty) / MIB,
                 keys: redis.keys()? as f64,
@@ -117,6 +123,10 @@ pub(crate) fn run(
         rows(report, name, &samples, achieved);
         let row = Row::new(format!("endurance, {name}: handled of the ids published"), processed, "ids");
         report.add(row.against("published", unique as f64).ratio_at_least(1.0).ratio_at_most(1.0));
+        // Of a message in flight there is a task, so that only what is left without any shows a leak.
+        let _ = until(DRAIN, || Ok(tasks() <= idle)).await;
+        let row = Row::new(format!("endurance, {name}: tasks, idle again"), tasks(), "tasks");
+        report.add(row.against("idle before", idle).ratio_at_most(1.0));
         let run = consuming.stop().await?;
         eprintln!("{run}");
         until(RETENTION * 2, || Ok(redis.keys()? < 10)).await?;
@@ -258,6 +268,11 @@ impl Consuming {
         let _ = self.stop.send(());
         Ok(self.run.await??)
     }
+}
+
+/// Alive in this runtime.
+fn tasks() -> f64 {
+    Handle::current().metrics().num_alive_tasks() as f64
 }
 
 /// The number in the message key, `o-17`.
