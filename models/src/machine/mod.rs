@@ -30,6 +30,7 @@
 
 mod explore;
 mod fair;
+mod fault;
 mod record;
 mod step;
 mod store;
@@ -38,7 +39,8 @@ mod tests;
 mod world;
 
 pub use explore::{Exploration, Explored};
+pub use fault::Fault;
 pub use record::{LEASE, Owner, Record};
-pub use step::{Action, Back, Fault, Machine};
+pub use step::{Action, Back, Machine};
 pub use store::Variant;
 pub use world::{Ack, Delivery, End, Key, Late, Letter, Phase, Rule, World};
