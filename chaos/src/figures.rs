@@ -1,6 +1,10 @@
 //! What a run says at its end: one line of JSON, and a list of everything that was repeated or wrong.
 
-use std::{collections::BTreeMap, fmt::Write, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write,
+    time::Duration,
+};
 
 use serde_json::{Map, Value, json};
 
@@ -32,6 +36,7 @@ pub(crate) fn line(plan: &Plan, run: &Run, history: &History, verdict: &Verdict)
         .into_iter()
         .map(|cause| (cause.name().to_owned(), verdict.explained_by(cause).into()))
         .collect();
+    let set_aside: HashSet<&str> = history.letters.iter().map(|letter| &*letter.id).collect();
     json!({
         "broker": run.broker,
         "store": run.store,
@@ -43,6 +48,7 @@ pub(crate) fn line(plan: &Plan, run: &Run, history: &History, verdict: &Verdict)
         "copies": run.copies,
         "effects": history.effects.len(),
         "dead_letters": history.letters.len(),
+        "dead_letters_repeated": history.letters.len() - set_aside.len(),
         "lost": verdict.lost.len(),
         "doubled_explained": explained,
         "doubled_unexplained": verdict.unexplained.len(),
