@@ -97,7 +97,7 @@ impl Demand {
 ///   consumer learns of a revoked partition.
 /// - What was delivered and not acked is delivered again, to this or to another process, after a nack, a crash, a
 ///   lost connection or [`poll_close`](Self::poll_close).
-/// - A settlement for a scope that has ended changes nothing.
+/// - A settlement for a scope that has ended changes nothing at the broker.
 /// - Within a partition (or queue), deliveries come in the order of the log.
 pub trait Source: Send + 'static {
     /// Told once, before the first poll, what the run asks for.
@@ -127,16 +127,24 @@ pub trait Source: Send + 'static {
     /// Says that nothing of this scope runs any more.
     fn release(&mut self, scope: u64);
 
-    /// Ready when every settlement enqueued so far is with the broker (a commit is answered, an ack is taken).
+    /// Ready when every settlement that was enqueued before this call is with the broker (a commit is answered, an ack is
+    /// taken). On a log, a message that is settled behind one that is not cannot be committed: it is not waited for.
     ///
     /// # Errors
-    /// When the broker cannot be told: what was acked since the last flush may be delivered again.
+    /// When the broker cannot be told, or something acked or rejected since the last answer was lost: its scope ended before
+    /// the broker had it, though it was not [released](Self::release). Either may be delivered again. What was lost is told
+    /// once, and by the first answer after it, also when the flush was asked for before.
+    ///
+    /// # Cancel safety
+    /// A flush that is not polled until it is ready loses nothing. The next call goes on with it, unless something was
+    /// settled meanwhile: then it begins anew.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>>;
 
     /// Leaves the broker after a flush. After it, nothing is delivered.
     ///
     /// # Errors
-    /// As [`poll_flush`](Self::poll_flush).
+    /// When the broker cannot be told of everything that is settled and not lost yet. What was lost before may be left to
+    /// [`poll_flush`](Self::poll_flush).
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>>;
 
     /// How many messages wait at the broker behind what was delivered, if the source knows.

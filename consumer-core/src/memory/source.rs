@@ -135,10 +135,16 @@ impl Source for MemorySource {
     }
 
     fn release(&mut self, scope: u64) {
-        self.broker.lock().release(scope);
+        self.broker.lock().release(self.id, scope);
     }
 
     fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
+        if self.broker.lock().take_lost(self.id) {
+            return Poll::Ready(Err(SourceError::new(format!(
+                "not every ack of group {} is with the memory broker: its messages may come again",
+                self.group
+            ))));
+        }
         Poll::Ready(Ok(()))
     }
 

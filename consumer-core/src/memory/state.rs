@@ -69,6 +69,10 @@ pub(super) struct Member {
     /// Whether it will never come back.
     pub(super) gone: bool,
     scopes: Vec<u64>,
+    /// Its scopes that have ended and are not released.
+    ended: Vec<u64>,
+    /// An ack was lost since the last flush.
+    lost: bool,
     /// The scope that is read first the next time.
     turn: usize,
     pub(super) events: VecDeque<Event>,
@@ -150,7 +154,7 @@ impl State {
         let late: Vec<u64> =
             self.assignments.iter().filter(|(_, a)| over(a)).map(|(scope, _)| *scope).collect();
         for scope in late {
-            self.release(scope);
+            self.hand_over(scope);
         }
     }
 
@@ -291,10 +295,21 @@ impl State {
         if let Some(slot) = self.groups[ended.group].slots.get_mut(&(ended.topic, ended.partition)) {
             slot.scope = None;
         }
+        if let Some(member) = self.members.get_mut(&ended.member) {
+            member.ended.push(scope);
+        }
     }
 
-    /// Nothing of this scope runs any more: if it is being given up, another member gets the partition.
-    pub(super) fn release(&mut self, scope: u64) {
+    /// Nothing of this scope runs any more.
+    pub(super) fn release(&mut self, id: u64, scope: u64) {
+        self.hand_over(scope);
+        if let Some(member) = self.members.get_mut(&id) {
+            member.ended.retain(|ended| *ended != scope);
+        }
+    }
+
+    /// If this scope is being given up, another member gets the partition.
+    fn hand_over(&mut self, scope: u64) {
         let Some(assignment) = self.assignments.get(&scope).filter(|a| a.closing.is_some()) else { return };
         let (member, group) = (assignment.member, assignment.group);
         self.end(scope);
@@ -408,13 +423,19 @@ impl State {
 
     pub(super) fn settle(&mut self, id: u64, tag: Tag, how: Settlement) {
         let Some(assignment) = self.assignments.get_mut(&tag.scope).filter(|a| a.member == id) else {
+            let late = |member: &Member| how != Settlement::Nack && member.ended.contains(&tag.scope);
+            if let Some(member) = self.members.get_mut(&id).filter(|member| late(member)) {
+                member.lost = true;
+            }
             return;
         };
         let lost = self.faults.next_settlement_is_lost();
+        let lost_ack = lost && how != Settlement::Nack;
         let how = if lost { Settlement::Nack } else { how };
         let settled = assignment.settle(tag.seq, how);
         let (group, topic, partition) = (assignment.group, assignment.topic, assignment.partition);
         if let Some(member) = self.members.get_mut(&id).filter(|_| lost && settled != Settled::Ignored) {
+            member.lost |= lost_ack;
             member.events.push_back(Event::Unsettled { tag });
             self.wake.extend(member.waker.take());
         }
@@ -433,6 +454,11 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Whether an ack was lost since this was last asked.
+    pub(super) fn take_lost(&mut self, id: u64) -> bool {
+        self.members.get_mut(&id).is_some_and(|member| std::mem::take(&mut member.lost))
     }
 
     /// How many messages wait for a member behind what it was given.

@@ -202,7 +202,10 @@ async fn a_nack_and_a_lost_settlement_deliver_again() {
     source.settle(out[1].tag, Settlement::Ack);
     assert_eq!(events(&mut source, &mut out).await, [Event::Unsettled { tag: out[1].tag }]);
     assert_eq!(out.len(), 3);
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(matches!(source.poll_flush(cx), Poll::Ready(Err(_))));
     source.settle(out[2].tag, Settlement::Reject);
+    assert!(matches!(source.poll_flush(cx), Poll::Ready(Ok(()))), "it was told once");
     assert_eq!(broker.committed("g", "t", 0), Some(1));
 }
 

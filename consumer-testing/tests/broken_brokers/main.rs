@@ -54,6 +54,8 @@ enum Fault {
     IgnoresCuts,
     AcksAtCut,
     LosesOneAfterCut,
+    AnswersForAnEarlierFlush,
+    HidesWhatACutLost,
     // In publishing.
     ConfirmsUnsent,
     WaitsForWhatIsHeld,
@@ -115,6 +117,8 @@ const SOURCES: &[(&str, Fault)] = &[
     ("a_lost_connection_brings_back_what_was_held", Fault::AcksAtCut),
     ("a_lost_connection_brings_back_what_was_held", Fault::IgnoresAcks),
     ("a_lost_connection_brings_back_what_was_held", Fault::IgnoresScopes),
+    ("a_flush_answers_for_all_that_was_acked", Fault::AnswersForAnEarlierFlush),
+    ("a_flush_tells_what_was_lost", Fault::HidesWhatACutLost),
     ("cuts_lose_nothing", Fault::LosesOneAfterCut),
 ];
 

@@ -25,6 +25,8 @@ pub(crate) struct FaultySource {
     settled: Vec<(Tag, consumer_core::Message)>,
     again: VecDeque<Delivery>,
     unflushed: Vec<(Tag, Settlement)>,
+    /// What was unflushed when a flush began.
+    flushing: Option<usize>,
     connected: bool,
     demand: Option<Demand>,
 }
@@ -42,6 +44,7 @@ impl FaultySource {
             settled: Vec::new(),
             again: VecDeque::new(),
             unflushed: Vec::new(),
+            flushing: None,
             connected: false,
             demand: None,
         }
@@ -152,7 +155,9 @@ impl Source for FaultySource {
             (_, how) => how,
         };
         match self.fault {
-            Fault::ForgetsAcksAtClose => return self.unflushed.push((tag, how)),
+            Fault::ForgetsAcksAtClose | Fault::AnswersForAnEarlierFlush => {
+                return self.unflushed.push((tag, how));
+            }
             Fault::AcksAllBefore => {
                 let before = |held: &Tag| held.scope == tag.scope && held.seq < tag.seq;
                 for earlier in self.held.extract_if(.., |held| before(held)) {
@@ -179,10 +184,20 @@ impl Source for FaultySource {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>> {
-        for (tag, how) in std::mem::take(&mut self.unflushed) {
+        let mut end = self.unflushed.len();
+        if self.fault == Fault::AnswersForAnEarlierFlush {
+            let Some(earlier) = self.flushing.take() else {
+                self.flushing = Some(end);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            };
+            end = earlier;
+        }
+        for (tag, how) in self.unflushed.drain(..end) {
             self.inner.settle(tag, how);
         }
-        self.inner.poll_flush(cx)
+        let flushed = self.inner.poll_flush(cx);
+        if self.fault == Fault::HidesWhatACutLost { Poll::Ready(Ok(())) } else { flushed }
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>> {

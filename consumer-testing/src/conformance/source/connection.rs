@@ -1,6 +1,9 @@
 //! Connections that are lost, and sources that are.
 
-use consumer_core::Event;
+use std::{future::poll_fn, task::Poll};
+
+use consumer_core::{Event, Source};
+use tokio::time::timeout;
 
 use super::super::broker::{BrokerUnderTest, Case, distinct, sorted};
 use crate::drive::drive_until;
@@ -79,6 +82,53 @@ pub async fn a_lost_connection_brings_back_what_was_held<T: BrokerUnderTest>(sub
     next.ack(&still);
     next.close().await;
     case.nothing_is_left(&group, 203).await;
+}
+
+/// A flush that was begun and given up does not answer for what is acked after it: that would be lost with the connection.
+pub async fn a_flush_answers_for_all_that_was_acked<T: BrokerUnderTest>(subject: &T) {
+    let case = Case::new(subject, "a_flush_answers_for_all_that_was_acked", 1).await;
+    let group = case.group().await;
+    case.publish_numbers(0..200).await;
+    let mut member = case.member(&group).await;
+    let taken = member.take(200, case.rule).await;
+    member.ack(&taken[..100]);
+    let begun = poll_fn(|cx| Poll::Ready(member.source().poll_flush(cx))).await;
+    assert!(!matches!(begun, Poll::Ready(Err(_))), "a_flush_answers_for_all_that_was_acked: {begun:?}");
+    member.ack(&taken[100..]);
+    member.flush().await;
+    subject.cut().await;
+    drop(member);
+    case.nothing_is_left(&group, 200).await;
+}
+
+/// A flush fails when something that was acked went with its connection: once, and before the loss is noticed as well as
+/// after it.
+pub async fn a_flush_tells_what_was_lost<T: BrokerUnderTest>(subject: &T) {
+    let case = Case::new(subject, "a_flush_tells_what_was_lost", 1).await;
+    let group = case.group().await;
+    case.publish_numbers(0..2).await;
+    let mut member = case.member(&group).await.keep_scopes();
+    for noticed in [false, true] {
+        let taken = member.take(2, case.rule).await;
+        member.events.clear();
+        subject.cut().await;
+        let gone = |events: &[Event]| events.contains(&Event::Disconnected);
+        if noticed {
+            assert!(member.wait_for(gone).await, "a_flush_tells_what_was_lost: it is disconnected");
+        }
+        member.ack(&taken);
+        let flushed =
+            timeout(subject.patience(), poll_fn(|cx| member.source().poll_flush(cx))).await.expect(case.rule);
+        assert!(flushed.is_err(), "a_flush_tells_what_was_lost: noticed: {noticed}");
+        assert!(member.wait_for(gone).await, "a_flush_tells_what_was_lost: it is disconnected");
+        member.source().release(taken[0].tag.scope);
+    }
+    let again = member.take(2, case.rule).await;
+    assert_eq!(sorted(&again), [0, 1], "a_flush_tells_what_was_lost: none of the acks has arrived");
+    member.ack(&again);
+    member.flush().await;
+    member.close().await;
+    case.nothing_is_left(&group, 2).await;
 }
 
 /// Connections that are lost again and again, with acks on their way, lose no message.
