@@ -87,13 +87,15 @@ mod concurrency {
         /// Where the partition's assignment began.
         begin: u64,
         committed: Arc<AtomicU64>,
+        /// The last assignment that has ended.
+        ended: Option<Arc<Partition>>,
     }
 
     impl Thread {
         fn new(shared: Arc<Shared>, acked: Acked, committed: Arc<AtomicU64>) -> Self {
             let partition = Partition::new("t".into(), 0);
             shared.control(Control::Assigned(partition.clone()));
-            Self { shared, partition, acked, next: 0, begin: 0, committed }
+            Self { shared, partition, acked, next: 0, begin: 0, committed, ended: None }
         }
 
         /// The next owner of the partition begins where the last one has committed.
@@ -118,9 +120,20 @@ mod concurrency {
         fn serve(&mut self) {
             let wanted = self.shared.flush_wanted();
             if wanted != self.shared.flush_done() {
+                self.tell_lost();
                 self.commit();
                 self.shared.flush_answered(wanted, Ok(()));
             }
+        }
+
+        /// What was acked in the assignment that has ended, and was not committed with it.
+        fn tell_lost(&mut self) {
+            let Some(ended) = self.ended.take() else { return };
+            let is_over = ended.is_released();
+            if ended.progress().next > Some(self.begin) {
+                self.shared.lost("it was acked too late".to_owned());
+            }
+            self.ended = Some(ended).filter(|_| !is_over);
         }
 
         /// One round: sleeps when the buffer is full, else delivers something if there is something.
@@ -153,6 +166,7 @@ mod concurrency {
             self.shared.control(Control::Closing { partition: partition.clone(), within: LONG });
             self.shared.wait_for_release(&[partition], LONG);
             self.commit();
+            self.ended = Some(self.partition.clone());
             // Taken from the driver before the partition went.
             if self.next < END {
                 self.push(1);
@@ -169,6 +183,8 @@ mod concurrency {
         /// How often a message is still to come: once, and once more for each nack.
         due: HashMap<Tag, i32>,
         closed: BTreeSet<u64>,
+        /// What was acked before a flush that failed.
+        lost: BTreeSet<(u64, u64)>,
     }
 
     impl Runtime {
@@ -179,6 +195,7 @@ mod concurrency {
                 held: Vec::new(),
                 due: HashMap::new(),
                 closed: BTreeSet::new(),
+                lost: BTreeSet::new(),
             }
         }
 
@@ -232,8 +249,11 @@ mod concurrency {
         /// Until everything is committed.
         fn run(&mut self, committed: &AtomicU64) {
             loop {
-                if thread_rng().gen_bool(0.1) {
-                    self.flush().unwrap();
+                match thread_rng().gen_range(0..10) {
+                    0 => self.flush_all(committed),
+                    // Begun, and given up.
+                    1 => drop(block_on(poll_fn(|cx| Poll::Ready(self.intake.poll_flush(cx))))),
+                    _ => {}
                 }
                 match self.next().map(Result::unwrap) {
                     Some(Event::Delivered) => self.settle_some(0),
@@ -249,12 +269,31 @@ mod concurrency {
                     Some(event) => panic!("{event:?}"),
                     None if !self.held.is_empty() => self.settle_some(1),
                     None => {
-                        self.flush().unwrap();
+                        self.flush_all(committed);
                         if committed.load(SeqCst) == END {
                             return;
                         }
                     }
                 }
+            }
+        }
+
+        /// What was acked before is committed then, or it is said that it was lost.
+        fn flush_all(&mut self, committed: &AtomicU64) {
+            let flushed = self.flush();
+            let acked = self.acked.lock().unwrap();
+            if flushed.is_err() {
+                self.lost.extend(acked.iter());
+            }
+            let end = committed.load(SeqCst);
+            for tag in self.due.keys().filter(|tag| !self.lost.contains(&(tag.scope, tag.seq))) {
+                let mut before =
+                    self.due.keys().filter(|other| other.scope == tag.scope && other.seq <= tag.seq);
+                let is_done = before.all(|other| acked.contains(&(other.scope, other.seq)));
+                assert!(
+                    !is_done || end > tag.seq,
+                    "{tag:?} was acked before the flush, and {end} is committed"
+                );
             }
         }
 
@@ -284,6 +323,7 @@ mod concurrency {
         explore(5, || {
             let (mut runtime, thread, committed) = start(|thread| thread.run(LARGE));
             runtime.run(&committed);
+            assert!(runtime.lost.is_empty(), "no flush fails while nothing is revoked");
             runtime.close().unwrap();
             thread.join().unwrap();
         });

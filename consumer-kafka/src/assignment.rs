@@ -15,6 +15,8 @@ pub(crate) struct Assignment {
     slots: Vec<Slot>,
     /// Messages come in runs of one partition.
     last: usize,
+    /// Partitions that have gone, each with what was committed of it, while something may still be acked in them.
+    ended: Vec<(Arc<Partition>, Progress)>,
 }
 
 #[derive(Debug)]
@@ -89,8 +91,7 @@ impl Commit {
 impl Assignment {
     /// Messages of a retry topic wait for `delay`.
     pub(crate) fn add(&mut self, partition: Arc<Partition>, delay: Option<Duration>) {
-        self.slots
-            .retain(|slot| slot.partition.id != partition.id || slot.partition.topic != partition.topic);
+        self.remove(&partition.topic, partition.id);
         self.slots.push(Slot::new(partition, delay));
         self.last = 0;
     }
@@ -103,11 +104,27 @@ impl Assignment {
         self.slots.get_mut(self.last)
     }
 
-    pub(crate) fn remove(&mut self, topic: &str, id: i32) -> Option<Slot> {
-        self.find(topic, id)?;
-        let slot = self.slots.swap_remove(self.last);
-        self.last = 0;
-        Some(slot)
+    pub(crate) fn remove(&mut self, topic: &str, id: i32) {
+        if self.find(topic, id).is_some() {
+            let slot = self.slots.swap_remove(self.last);
+            self.ended.push((slot.partition, slot.committed));
+            self.last = 0;
+        }
+    }
+
+    /// Whether something was acked in partitions that have gone, and is committed by nobody; it is told once. To be asked
+    /// when no commit is on its way.
+    pub(crate) fn has_lost(&mut self) -> bool {
+        let mut lost = false;
+        self.ended.retain_mut(|(partition, committed)| {
+            // In this order: nothing is acked any more in what is released.
+            let is_over = partition.is_released();
+            let progress = partition.progress();
+            lost |= progress.is_news(*committed);
+            *committed = progress;
+            !is_over
+        });
+        lost
     }
 
     pub(crate) fn slots(&self) -> &[Slot] {
@@ -136,11 +153,14 @@ impl Assignment {
         commit.entries.retain(|(partition, _)| ours(partition.scope));
     }
 
-    /// The broker has taken the commit. Assignments that have ended meanwhile are not concerned.
+    /// The broker has taken the commit. Later assignments of the same partitions are not concerned.
     pub(crate) fn committed(&mut self, commit: &Commit) {
         for (partition, progress) in &commit.entries {
-            if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition.scope == partition.scope) {
-                slot.committed = *progress;
+            let slots = self.slots.iter_mut().map(|slot| (&slot.partition, &mut slot.committed));
+            let ended = self.ended.iter_mut().map(|(partition, committed)| (&*partition, committed));
+            if let Some((_, committed)) = slots.chain(ended).find(|(known, _)| known.scope == partition.scope)
+            {
+                *committed = *progress;
             }
         }
     }
@@ -183,7 +203,7 @@ mod tests {
         let (mut assignment, old) = assignment();
         old.advance(Progress { next: Some(7), settled: 7 });
         let mut commit = assignment.to_commit().unwrap();
-        assignment.remove("t", 0).unwrap();
+        assignment.remove("t", 0);
         let new = Partition::new("t".into(), 0);
         assert_ne!(new.scope, old.scope);
         assignment.add(new.clone(), None);
@@ -193,6 +213,36 @@ mod tests {
         assert!(assignment.to_commit().is_none());
         assignment.keep_ours(&mut commit);
         assert!(commit.entries.is_empty(), "it was on its way when the partition went");
+    }
+
+    #[test]
+    fn what_is_acked_and_not_committed_when_its_partition_goes_is_lost_and_that_is_told_once() {
+        let (mut assignment, partition) = assignment();
+        partition.advance(Progress { next: Some(7), settled: 7 });
+        assert!(!assignment.has_lost(), "it can still be committed");
+        assignment.remove("t", 0);
+        assert!(assignment.has_lost());
+        assert!(!assignment.has_lost(), "told once");
+        partition.advance(Progress { next: Some(8), settled: 8 });
+        partition.release();
+        assert!(assignment.has_lost(), "the runtime did not know yet that it had gone");
+        assert!(!assignment.has_lost() && assignment.ended.is_empty());
+        let again = Partition::new("t".into(), 0);
+        assignment.add(again.clone(), None);
+        again.advance(Progress { next: Some(9), settled: 1 });
+        assignment.add(Partition::new("t".into(), 0), None);
+        assert!(assignment.has_lost(), "assigned anew, with nothing said of an end");
+    }
+
+    #[test]
+    fn what_was_committed_of_a_partition_that_has_gone_is_not_lost_though_the_answer_comes_later() {
+        let (mut assignment, partition) = assignment();
+        partition.advance(Progress { next: Some(7), settled: 7 });
+        let commit = assignment.to_commit().unwrap();
+        partition.release();
+        assignment.remove("t", 0);
+        assignment.committed(&commit);
+        assert!(!assignment.has_lost() && assignment.ended.is_empty());
     }
 
     #[test]

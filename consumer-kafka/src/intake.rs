@@ -96,6 +96,8 @@ impl Intake {
             Settlement::Ack | Settlement::Reject => {
                 if let Some(progress) = tracked.tracker.finish(tag.seq) {
                     tracked.partition.advance(progress);
+                    // One that has begun does not tell of this.
+                    self.flush = None;
                 }
             }
             Settlement::Nack => {
@@ -379,6 +381,44 @@ mod tests {
         assert!(matches!(intake.poll_flush(cx), Poll::Ready(Ok(()))));
         assert!(matches!(intake.poll_close(cx), Poll::Ready(Ok(()))));
         assert!(matches!(poll(&mut intake, 9).1, Poll::Ready(Ok(Event::End))));
+    }
+
+    #[test]
+    fn a_flush_that_was_given_up_does_not_answer_for_what_is_acked_after_it() {
+        let (mut intake, shared, partition) = intake();
+        let cx = &mut Context::from_waker(Waker::noop());
+        push(&shared, &partition, 0..3);
+        assert_eq!(delivered(&mut intake, 3), [0, 1, 2]);
+        intake.settle(tag(&partition, 0), Settlement::Ack);
+        assert!(intake.poll_flush(cx).is_pending());
+        intake.settle(tag(&partition, 2), Settlement::Ack);
+        assert!(intake.poll_flush(cx).is_pending());
+        assert_eq!(shared.flush_wanted(), 1, "behind 1 it cannot be committed");
+        shared.flush_answered(1, Err("not committed".to_owned()));
+        intake.settle(tag(&partition, 1), Settlement::Ack);
+        assert!(intake.poll_flush(cx).is_pending(), "1 and 2 are not committed");
+        shared.flush_answered(shared.flush_wanted(), Ok(()));
+        assert!(matches!(intake.poll_flush(cx), Poll::Ready(Ok(()))));
+    }
+
+    #[test]
+    fn what_was_lost_is_told_by_the_next_flush_that_is_polled_to_its_end() {
+        let (mut intake, shared, partition) = intake();
+        let cx = &mut Context::from_waker(Waker::noop());
+        push(&shared, &partition, 0..1);
+        assert_eq!(delivered(&mut intake, 1), [0]);
+        assert!(intake.poll_flush(cx).is_pending());
+        shared.lost("not committed".to_owned());
+        assert!(intake.poll_flush(cx).is_pending());
+        // Nobody asks for this answer.
+        shared.flush_answered(shared.flush_wanted(), Ok(()));
+        intake.settle(tag(&partition, 0), Settlement::Ack);
+        for is_lost in [true, false] {
+            assert!(intake.poll_flush(cx).is_pending());
+            shared.flush_answered(shared.flush_wanted(), Ok(()));
+            let Poll::Ready(outcome) = intake.poll_flush(cx) else { panic!("it is answered") };
+            assert_eq!(outcome.is_err(), is_lost, "{outcome:?}");
+        }
     }
 
     #[test]

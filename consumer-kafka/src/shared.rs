@@ -62,6 +62,8 @@ pub(crate) struct State {
     waker: Option<Waker>,
     flush_done: u64,
     flush_failure: Option<String>,
+    /// For the flush that is answered next, and not for one that nobody asks any more.
+    lost: Option<String>,
     flush_waker: Option<Waker>,
     closed: Option<Result<(), String>>,
 }
@@ -82,7 +84,8 @@ impl State {
     /// The outcome of a flush, once it is there.
     pub(crate) fn flushed(&mut self, ticket: u64) -> Option<Result<(), String>> {
         if self.flush_done >= ticket {
-            return Some(self.flush_failure.take().map_or(Ok(()), Err));
+            let (lost, failure) = (self.lost.take(), self.flush_failure.take());
+            return Some(failure.or(lost).map_or(Ok(()), Err));
         }
         match (&self.failure, &self.closed) {
             (Some(failure), _) => Some(Err(failure.clone())),
@@ -235,6 +238,11 @@ impl Shared {
             [state.waker.take(), state.flush_waker.take()]
         };
         wakers.into_iter().for_each(wake);
+    }
+
+    /// Something that was acked will not be committed: the next flush says so.
+    pub(crate) fn lost(&self, why: String) {
+        self.lock().lost = Some(why);
     }
 
     pub(crate) fn flush_answered(&self, ticket: u64, outcome: Result<(), String>) {

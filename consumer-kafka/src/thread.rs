@@ -164,6 +164,8 @@ struct Worker {
     warned: Option<(RDKafkaErrorCode, Instant)>,
     flush: Option<(u64, Instant)>,
     flushed: Result<(), String>,
+    /// Of what was acked in partitions that have gone.
+    kept: Result<(), String>,
 }
 
 impl Worker {
@@ -186,6 +188,7 @@ impl Worker {
             warned: None,
             flush: None,
             flushed: Ok(()),
+            kept: Ok(()),
         }
     }
 
@@ -402,10 +405,20 @@ impl Worker {
         }
         self.retry_commit = None;
         self.next_commit = now + self.callbacks.options.commit_every;
+        self.tell_lost();
         let commit = self.callbacks.assignment().to_commit();
         match commit {
             Some(commit) => self.committer.commit(commit),
             None => self.answer_flush(Ok(())),
+        }
+    }
+
+    /// Keeps for the next flush that something acked went with its partition.
+    fn tell_lost(&mut self) {
+        if self.callbacks.assignment().has_lost() {
+            let why = self.not_committed(&"a partition was taken away before that");
+            self.shared.lost(why.clone());
+            self.kept = Err(why);
         }
     }
 
@@ -432,17 +445,20 @@ impl Worker {
         if let Err(error) = self.consumer.pause(&all) {
             tracing::debug!(%error, "partitions could not be paused");
         }
+        // What was lost before is nothing that the close could do about.
+        self.tell_lost();
+        self.kept = Ok(());
         self.flush = Some((u64::MAX, Instant::now()));
         while self.flush.is_some() {
             self.serve_commits(Instant::now(), true);
             // Nothing is delivered any more: what is polled comes again to whoever has the partition next.
             let _ = self.consumer.poll(Duration::from_millis(1));
         }
-        let Worker { consumer, committer, flushed, .. } = self;
+        let Worker { consumer, committer, flushed, kept, .. } = self;
         if !leave(consumer, Some(committer)) {
             tracing::warn!("kafka did not answer when the source left its group");
         }
-        flushed
+        flushed.and(kept)
     }
 }
 

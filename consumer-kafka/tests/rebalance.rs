@@ -209,6 +209,61 @@ async fn fm14_nothing_is_committed_for_a_partition_that_was_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
+async fn a_flush_fails_once_when_what_was_acked_went_with_its_partition() {
+    tokio::join!(flushes_what_is_lost(true), flushes_what_is_lost(false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn a_close_fails_when_what_was_acked_goes_with_its_partition_meanwhile() {
+    let kafka = Kafka::start().unwrap();
+    let brokers = kafka.bootstrap();
+    let topic = topic(&brokers, 1).await;
+    produce(&publisher(&brokers), &topic, 0..5).await;
+    let mut member =
+        Member::new(member(&brokers, &topic, &unique("g")).property("session.timeout.ms", "3000"));
+    let got = member.receive(5).await;
+    kafka.kill();
+    member.ack(&got);
+    let told = member.close().await.unwrap_err().to_string();
+    assert!(told.contains("a partition was taken away"), "{told}");
+}
+
+async fn flushes_what_is_lost(asked_before: bool) {
+    let kafka = Kafka::start().unwrap();
+    let brokers = kafka.bootstrap();
+    let topic = topic(&brokers, 1).await;
+    let group = unique("g");
+    produce(&publisher(&brokers), &topic, 0..5).await;
+    let mut first = Member::new(
+        member(&brokers, &topic, &group)
+            .property("session.timeout.ms", "3000")
+            .commit_every(Duration::from_secs(600)),
+    );
+    let got = first.receive(5).await;
+    kafka.kill();
+    if asked_before {
+        first.ack(&got);
+        let flushed = poll_fn(|cx| std::task::Poll::Ready(first.source.poll_flush(cx))).await;
+        assert!(flushed.is_pending());
+    }
+    let closing = first.until(|event| matches!(event, Event::Closing { .. })).await;
+    let Event::Closing { scope, .. } = closing else { unreachable!() };
+    first.ack(&got);
+    first.source.release(scope);
+    let told = first.flush().await.unwrap_err().to_string();
+    assert!(told.contains("a partition was taken away"), "asked before: {asked_before}: {told}");
+    kafka.start_again().unwrap();
+    let again = first.receive(5).await;
+    first.flush().await.expect("it was told");
+    first.ack(&again);
+    first.flush().await.unwrap();
+    first.close().await.unwrap();
+    assert!(left(&brokers, &topic, &group).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
 async fn a_restart_of_the_broker_is_waited_out() {
     tokio::join!(waits_out_a_restart(GroupProtocol::Classic), waits_out_a_restart(GroupProtocol::Consumer));
 }
