@@ -88,7 +88,9 @@ impl<J: Matches> Flights<J> {
             open().find(|(_, flying)| flying.job.matches(returned) && flying.job.matches_fully(returned));
         let number = fully.map(|(number, _)| *number).or_else(|| alike().next());
         let Some((number, flying)) = number.and_then(|n| Some((n, self.by_number.get_mut(&n)?))) else {
-            tracing::error!(routing_key = %returned.routing_key, reason, "rabbitmq returned what was not published here");
+            // As a value: they show it escaped.
+            let routing_key = returned.routing_key.as_str();
+            tracing::error!(routing_key, reason, "rabbitmq returned what was not published here");
             return None;
         };
         flying.returned = Some(reason);
@@ -132,7 +134,11 @@ mod tests {
     use super::*;
     use lapin::message::Delivery;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
+    use std::{
+        collections::VecDeque,
+        io,
+        sync::{Arc, Mutex},
+    };
 
     /// A publish, by its payload.
     #[derive(Debug, PartialEq)]
@@ -184,6 +190,34 @@ mod tests {
         assert_eq!(ends(&mut flights), [(0, true)]);
         flights.confirmed(1, Confirmation::Ack(None));
         assert_eq!(ends(&mut flights), [(1, false)]);
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_return_that_is_nobodys_adds_no_line_to_the_log() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let delivery = Delivery::mock(0, "".into(), "q\nERROR\u{1b}[2J\u{202e}".into(), false, vec![7]);
+        let returned = BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO\nROUTE".into() };
+        tracing::subscriber::with_default(subscriber, || {
+            flights(1).confirmed(0, Confirmation::Ack(Some(returned)));
+        });
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains(r#""q\nERROR\u{1b}[2J\u{202e}""#) && text.lines().count() == 1, "{text:?}");
     }
 
     #[test]
