@@ -1,6 +1,7 @@
 //! A small runtime for the tests: it polls a source and settles as it is told.
 #![allow(dead_code)] // no test uses all of it
 
+pub(crate) mod letters;
 pub(crate) mod raw;
 
 use std::{
