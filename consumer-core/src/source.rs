@@ -131,9 +131,9 @@ pub trait Source: Send + 'static {
     /// taken). On a log, a message that is settled behind one that is not cannot be committed: it is not waited for.
     ///
     /// # Errors
-    /// When the broker cannot be told, or something acked or rejected since the last answer was lost: its scope ended before
-    /// the broker had it, though it was not [released](Self::release). Either may be delivered again. What was lost is told
-    /// once, and by the first answer after it, also when the flush was asked for before.
+    /// When the broker cannot be told, and when something that was acked or rejected was lost, since its scope ended before
+    /// the broker had it: either may be delivered again. A loss is told once, by the first answer after it, whether the flush
+    /// was asked for before or after. What is settled in a scope that was [released](Self::release) is ignored, and no loss.
     ///
     /// # Cancel safety
     /// A flush that is not polled until it is ready loses nothing. The next call goes on with it, unless something was

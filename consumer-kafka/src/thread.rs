@@ -445,7 +445,7 @@ impl Worker {
         if let Err(error) = self.consumer.pause(&all) {
             tracing::debug!(%error, "partitions could not be paused");
         }
-        // What was lost before is nothing that the close could do about.
+        // A close does not answer for what was lost before: that is left to a flush.
         self.tell_lost();
         self.kept = Ok(());
         self.flush = Some((u64::MAX, Instant::now()));
