@@ -1,9 +1,10 @@
 //! The inbox's statements on SQLite.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use sqlx::{
-    AssertSqlSafe, Connection, Row, SqlSafeStr, SqlStr, Sqlite, SqliteConnection, pool::PoolConnection, query,
+    AssertSqlSafe, Connection, Row, SqlSafeStr, SqlStr, Sqlite, SqliteConnection, pool::PoolConnection,
+    query, raw_sql,
 };
 use sqlx_core::transaction::TransactionManager;
 
@@ -18,7 +19,7 @@ impl Statements for Sqlite {
     const ONE_WRITER: bool = true;
     /// With the lock from the start: a transaction that began as a reader may find that it cannot write.
     const RECORD: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
-        VALUES /*list*/";
+        VALUES /*list*/ ON CONFLICT DO NOTHING RETURNING key_hash";
     const RECORD_ONE: &'static str = "INSERT INTO consumer_inbox (key_hash, consumer, idempotency_key, fingerprint) \
         VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
     const KNOWN: &'static str =
@@ -43,23 +44,16 @@ impl Statements for Sqlite {
             let done = insert.execute(connection).await?;
             return Ok(if done.rows_affected() > 0 { vec![record.hash] } else { Vec::new() });
         }
-        // Nobody else writes meanwhile. Rows that the INSERT itself returned would come one by one from the driver's thread.
-        let hashes: Vec<u128> = records.iter().map(|record| record.hash).collect();
-        let known: HashSet<u128> =
-            Self::known(connection, sql, &hashes).await?.into_iter().map(|(hash, _)| hash).collect();
-        let new: Vec<&&Record> = records.iter().filter(|record| !known.contains(&record.hash)).collect();
-        if !new.is_empty() {
-            let mut insert = query(listed(&sql.record, "(?, ?, ?, ?)", new.len()));
-            for record in &new {
-                insert = insert
-                    .bind(record.hash.to_be_bytes().to_vec())
-                    .bind(&*sql.consumer)
-                    .bind(&record.key[..])
-                    .bind(record.fingerprint.map(|print| print.to_be_bytes().to_vec()));
-            }
-            insert.execute(connection).await?;
+        let mut insert = query(listed(&sql.record, "(?, ?, ?, ?)", records.len()));
+        for record in records {
+            insert = insert
+                .bind(record.hash.to_be_bytes().to_vec())
+                .bind(&*sql.consumer)
+                .bind(&record.key[..])
+                .bind(record.fingerprint.map(|print| print.to_be_bytes().to_vec()));
         }
-        Ok(new.iter().map(|record| record.hash).collect())
+        let rows = insert.fetch_all(connection).await?;
+        rows.iter().map(|row| number(row.try_get(0)?)).collect()
     }
 
     async fn known(
@@ -79,9 +73,8 @@ impl Statements for Sqlite {
         known.collect()
     }
 
-    /// Prepared once, as nearly always it is the same text.
     async fn run(connection: &mut SqliteConnection, statements: SqlStr) -> Result<(), sqlx::Error> {
-        query(statements).execute(connection).await.map(drop)
+        raw_sql(statements).execute(connection).await.map(drop)
     }
 
     /// A savepoint of the handler that has been forgotten is released before.
