@@ -10,6 +10,8 @@ mod failure;
 mod fuzz;
 pub mod handler;
 pub mod layers;
+#[cfg(test)]
+mod logged;
 pub mod memory;
 pub mod message;
 pub mod pipeline;

@@ -7,6 +7,7 @@ mod ordering;
 mod scopes;
 mod scripted;
 mod shutdown;
+mod told;
 
 use std::{
     future::Future,

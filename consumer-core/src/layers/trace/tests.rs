@@ -1,42 +1,10 @@
-use std::{
-    io::Write,
-    sync::{Arc, Mutex},
-};
-
 use futures_util::FutureExt;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tracing::{Level, instrument::WithSubscriber};
-use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use super::TraceLayer;
-use crate::{Failure, Message, Outcome};
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
+use crate::{Failure, Message, Outcome, logged::Log};
 
 fn message() -> Message {
     Message::builder()

@@ -2,7 +2,7 @@
 
 use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer};
 
-use super::*;
+use super::{scripted::Script, *};
 
 #[tokio::test(start_paused = true)]
 async fn max_in_flight_bounds_what_is_held() {
@@ -101,6 +101,30 @@ async fn a_panic_that_no_layer_catches_is_presented_again_and_frees_its_place() 
         assert_eq!(log.times_of(1), [0, 1, 3, 7], "with lanes: {lanes:?}");
         assert_eq!(broker.committed("g", "t", 0), Some(4));
     }
+}
+
+/// A broker may hand over under the same tag what it has got back; nothing is remembered of a delivery that is settled.
+#[tokio::test(start_paused = true)]
+async fn what_is_settled_takes_the_count_of_its_panics_along() {
+    let (script, log) = (Script::default(), Log::new());
+    let stack = handle({
+        let log = log.clone();
+        move |message| {
+            log.call(&message);
+            let panics = log.len() % 3 != 0;
+            async move {
+                assert!(!panics, "the panic of this test");
+                Ok(())
+            }
+        }
+    });
+    let run = Run::start(Consumer::new(script.clone(), stack));
+    for _ in 0..2 {
+        script.deliver(1, 7);
+        sleep(10 * SECOND).await;
+    }
+    assert_eq!(log.times_of(7), [0, 1, 3, 10, 11, 13]);
+    assert_eq!(run.stopped().await.processed, 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,8 +2,8 @@
 
 use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer};
 
-use super::{scripted::Script, *};
-use crate::{DedupLayer, RetryLayer, Settlement, Tag, memory::MemoryStore};
+use super::{super::Ordering as Order, scripted::Script, *};
+use crate::{DedupLayer, DelayedRetryLayer, RetryLayer, Settlement, Tag, memory::MemoryStore};
 
 const TAG: Tag = Tag { scope: 1, seq: 7 };
 
@@ -79,9 +79,20 @@ async fn a_demand_that_the_source_cannot_meet_ends_the_run_before_it_begins() {
     script.refuses();
     script.deliver(1, 7);
     let consumer = Consumer::new(script.clone(), handle(|_| async { Ok(()) }));
-    let error = consumer.max_in_flight(3).ordering(Ordering::Key).run().await.unwrap_err();
+    let error = consumer.max_in_flight(3).ordering(Order::Key).run().await.unwrap_err();
     let text = crate::failure::chain(&error);
     assert!(text.contains("max_in_flight: 3") && text.contains("Key"), "{text}");
     assert_eq!(error.report().received, 0);
+    assert!(script.is_closed());
+}
+
+/// A consumer that joined its group first would take partitions from others for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_a_layer_refuses_ends_before_the_source_is_polled() {
+    let script = Script::default();
+    let layer = DelayedRetryLayer::new(MemoryBroker::new().publisher()).delays([SECOND]);
+    let stack = ServiceBuilder::new().layer(layer).service(handle(|_| async { Ok(()) }));
+    let error = Consumer::new(script.clone(), stack).ordering(Order::Partition).run().await.unwrap_err();
+    assert_eq!((error.report().received, script.polls()), (0, 0));
     assert!(script.is_closed());
 }

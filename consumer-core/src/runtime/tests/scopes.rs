@@ -108,6 +108,21 @@ async fn a_scope_that_is_gone_is_dropped_at_once() {
     assert_eq!(run.stopped().await.returned, 1);
 }
 
+/// Between two looks at the clock that nothing else asks for.
+#[tokio::test(start_paused = true)]
+async fn a_scope_is_dropped_when_its_time_is_up_and_not_at_the_next_tick() {
+    let script = Script::default();
+    let run = Run::start(Consumer::new(script.clone(), handle(|_| std::future::pending())));
+    script.deliver(1, 1);
+    sleep(SECOND * 21 / 10).await;
+    script.then(closing(1, SECOND * 3 / 10));
+    sleep(SECOND * 2 / 10).await;
+    assert!(script.released().is_empty());
+    sleep(SECOND * 2 / 10).await;
+    assert_eq!(script.released(), [1]);
+    assert_eq!(run.stopped().await.returned, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_scope_of_which_nothing_is_held_is_released_at_once() {
     let script = Script::default();

@@ -27,6 +27,7 @@ struct Content {
     waker: Option<Waker>,
     hold: Option<Duration>,
     refuses: bool,
+    polls: usize,
 }
 
 pub(super) enum Step {
@@ -78,6 +79,11 @@ impl Script {
         self.0.lock().unwrap().never_closes = true;
     }
 
+    /// How often it was asked for events.
+    pub(super) fn polls(&self) -> usize {
+        self.0.lock().unwrap().polls
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.0.lock().unwrap().closed
     }
@@ -98,6 +104,7 @@ impl Source for Script {
         out: &mut Vec<Delivery>,
     ) -> Poll<Result<Event, SourceError>> {
         let mut content = self.0.lock().unwrap();
+        content.polls += 1;
         let hold = content.hold;
         let message = |tag: Tag| {
             let number = tag.seq.to_string();

@@ -2,7 +2,7 @@
 
 use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer};
 
-use super::*;
+use super::{scripted::Script, *};
 use crate::{DedupLayer, dedup::Gate, memory::MemoryStore};
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +125,7 @@ async fn a_drain_without_a_bound_is_possible() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_handler_that_blocks_its_thread_does_not_keep_the_run_from_ending() {
     for lanes in [None, Some(1)] {
-        let broker = broker(1, 2).await;
+        let script = Script::default();
         let (release, blocked) = std::sync::mpsc::channel::<()>();
         let blocked = Arc::new(Mutex::new(blocked));
         let started = Arc::new(AtomicUsize::new(0));
@@ -140,17 +140,20 @@ async fn a_handler_that_blocks_its_thread_does_not_keep_the_run_from_ending() {
                 }
             }
         });
-        let consumer = Consumer::new(source(&broker), stack).drain_timeout(SECOND / 10).max_in_flight(2);
+        let consumer = Consumer::new(script.clone(), stack).drain_timeout(SECOND / 10).max_in_flight(2);
         let run = Run::start(match lanes {
             Some(lanes) => consumer.lanes(lanes),
             None => consumer,
         });
+        (0..2).for_each(|seq| script.deliver(1, seq));
         while started.load(SeqCst) == 0 {
+            assert!(!run.task.is_finished(), "it has ended before its first call");
             tokio::task::yield_now().await;
         }
         let report = run.stopped().await;
         assert_eq!((report.processed, report.returned), (0, report.received));
-        assert_eq!(broker.committed("g", "t", 0), None);
+        assert_eq!(script.settled(), []);
+        assert!(script.polls() < 1000, "it waits, and asks its source no {} times meanwhile", script.polls());
         drop(release);
     }
 }
@@ -200,7 +203,6 @@ async fn fm25_what_waits_for_a_permit_inside_comes_back_at_once() {
 /// Orchestrators grant 30 s as a rule.
 #[tokio::test(start_paused = true)]
 async fn all_that_comes_after_the_drain_takes_ten_seconds_at_most() {
-    use super::scripted::Script;
     let (script, store) = (Script::default(), MemoryStore::new());
     script.never_closes();
     let layer = DedupLayer::new(store.clone(), "c").as_process(1, Gate::new());
