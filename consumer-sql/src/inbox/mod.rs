@@ -45,7 +45,8 @@
 //! server still executes: PostgreSQL's `statement_timeout` ends it.
 //!
 //! SQLite lets one transaction write at a time: the handlers of a layer run one after another, in turn. Other writers of the
-//! file, those of another layer or process, wait for as long as their `busy_timeout` says.
+//! file, those of another layer or process, wait for as long as their `busy_timeout` says. SQLite does not queue them: beside a
+//! process that writes without a pause it may take seconds.
 //!
 //! # Many messages in one transaction
 //! [`InboxLayer::batch`] pays the commit once for all messages that are in the layer at the same time. Each keeps its own
