@@ -76,6 +76,8 @@ mod concurrency {
 
     /// What was acked, by scope and offset. It is no part of what is tested, so the scheduler does not see it.
     type Acked = Arc<Mutex<BTreeSet<(u64, u64)>>>;
+    /// How many losses were told. No part of it either.
+    type Told = Arc<std::sync::atomic::AtomicU64>;
 
     /// The thread with a log of messages in one partition, as a broker sees it.
     struct Thread {
@@ -89,13 +91,14 @@ mod concurrency {
         committed: Arc<AtomicU64>,
         /// The last assignment that has ended.
         ended: Option<Arc<Partition>>,
+        told: Told,
     }
 
     impl Thread {
-        fn new(shared: Arc<Shared>, acked: Acked, committed: Arc<AtomicU64>) -> Self {
+        fn new(shared: Arc<Shared>, acked: Acked, committed: Arc<AtomicU64>, told: Told) -> Self {
             let partition = Partition::new("t".into(), 0);
             shared.control(Control::Assigned(partition.clone()));
-            Self { shared, partition, acked, next: 0, begin: 0, committed, ended: None }
+            Self { shared, partition, acked, next: 0, begin: 0, committed, ended: None, told }
         }
 
         /// The next owner of the partition begins where the last one has committed.
@@ -131,6 +134,7 @@ mod concurrency {
             let Some(ended) = self.ended.take() else { return };
             let is_over = ended.is_released();
             if ended.progress().next > Some(self.begin) {
+                self.told.fetch_add(1, SeqCst);
                 self.shared.lost("it was acked too late".to_owned());
             }
             self.ended = Some(ended).filter(|_| !is_over);
@@ -185,10 +189,12 @@ mod concurrency {
         closed: BTreeSet<u64>,
         /// What was acked before a flush that failed.
         lost: BTreeSet<(u64, u64)>,
+        failed: u64,
+        told: Told,
     }
 
     impl Runtime {
-        fn new(shared: Arc<Shared>, acked: Acked) -> Self {
+        fn new(shared: Arc<Shared>, acked: Acked, told: Told) -> Self {
             Self {
                 intake: Intake::new(shared),
                 acked,
@@ -196,6 +202,8 @@ mod concurrency {
                 due: HashMap::new(),
                 closed: BTreeSet::new(),
                 lost: BTreeSet::new(),
+                failed: 0,
+                told,
             }
         }
 
@@ -284,6 +292,8 @@ mod concurrency {
             let acked = self.acked.lock().unwrap();
             if flushed.is_err() {
                 self.lost.extend(acked.iter());
+                self.failed += 1;
+                assert!(self.failed <= self.told.load(SeqCst), "a loss that there was not, or told twice");
             }
             let end = committed.load(SeqCst);
             for tag in self.due.keys().filter(|tag| !self.lost.contains(&(tag.scope, tag.seq))) {
@@ -311,9 +321,10 @@ mod concurrency {
         work: impl FnOnce(Thread) + Send + 'static,
     ) -> (Runtime, thread::JoinHandle<()>, Arc<AtomicU64>) {
         let (shared, acked, committed): (Arc<Shared>, Acked, Arc<AtomicU64>) = Default::default();
-        let runtime = Runtime::new(shared.clone(), acked.clone());
+        let told = Told::default();
+        let runtime = Runtime::new(shared.clone(), acked.clone(), told.clone());
         let (of_thread, to) = (shared.clone(), committed.clone());
-        let thread = thread::spawn(move || work(Thread::new(of_thread, acked, to)));
+        let thread = thread::spawn(move || work(Thread::new(of_thread, acked, to, told)));
         shared.set_thread(thread.thread().clone());
         (runtime, thread, committed)
     }

@@ -133,11 +133,13 @@ pub trait Source: Send + 'static {
     /// # Errors
     /// When the broker cannot be told, and when something that was acked or rejected was lost, since its scope ended before
     /// the broker had it: either may be delivered again. A loss is told once, by the first answer after it, whether the flush
-    /// was asked for before or after. What is settled in a scope that was [released](Self::release) is ignored, and no loss.
+    /// was asked for before or after. What is settled in a scope that was [released](Self::release) is ignored, and no loss;
+    /// neither is what was settled behind one that is not, on a log.
     ///
     /// # Cancel safety
     /// A flush that is not polled until it is ready loses nothing. The next call goes on with it, unless something was
-    /// settled meanwhile: then it begins anew.
+    /// settled meanwhile: then it begins anew. A source may take a flush that has begun for the end of the work: until it is
+    /// answered, a partition may go without waiting for what still runs.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SourceError>>;
 
     /// Leaves the broker after a flush. After it, nothing is delivered.

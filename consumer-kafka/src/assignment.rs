@@ -153,12 +153,15 @@ impl Assignment {
         commit.entries.retain(|(partition, _)| ours(partition.scope));
     }
 
-    /// The broker has taken the commit. Later assignments of the same partitions are not concerned.
+    /// The broker has taken the commit. Later assignments of the same partitions are not concerned. The answer may come
+    /// after that to the last commit, which was for more.
     pub(crate) fn committed(&mut self, commit: &Commit) {
         for (partition, progress) in &commit.entries {
             let slots = self.slots.iter_mut().map(|slot| (&slot.partition, &mut slot.committed));
             let ended = self.ended.iter_mut().map(|(partition, committed)| (&*partition, committed));
-            if let Some((_, committed)) = slots.chain(ended).find(|(known, _)| known.scope == partition.scope)
+            let known = slots.chain(ended).find(|(known, _)| known.scope == partition.scope);
+            if let Some((_, committed)) = known
+                && progress.settled > committed.settled
             {
                 *committed = *progress;
             }
@@ -243,6 +246,19 @@ mod tests {
         assignment.remove("t", 0);
         assignment.committed(&commit);
         assert!(!assignment.has_lost() && assignment.ended.is_empty());
+    }
+
+    #[test]
+    fn the_late_answer_to_an_earlier_commit_takes_nothing_back() {
+        let (mut assignment, partition) = assignment();
+        partition.advance(Progress { next: Some(5), settled: 5 });
+        let early = assignment.to_commit().unwrap();
+        partition.advance(Progress { next: Some(8), settled: 8 });
+        let last = assignment.to_commit().unwrap();
+        assignment.committed(&last);
+        assignment.remove("t", 0);
+        assignment.committed(&early);
+        assert!(!assignment.has_lost(), "all of it is at the broker");
     }
 
     #[test]

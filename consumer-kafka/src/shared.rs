@@ -85,7 +85,7 @@ impl State {
     pub(crate) fn flushed(&mut self, ticket: u64) -> Option<Result<(), String>> {
         if self.flush_done >= ticket {
             let (lost, failure) = (self.lost.take(), self.flush_failure.take());
-            return Some(failure.or(lost).map_or(Ok(()), Err));
+            return Some(lost.or(failure).map_or(Ok(()), Err));
         }
         match (&self.failure, &self.closed) {
             (Some(failure), _) => Some(Err(failure.clone())),

@@ -417,6 +417,7 @@ impl Worker {
     fn tell_lost(&mut self) {
         if self.callbacks.assignment().has_lost() {
             let why = self.not_committed(&"a partition was taken away before that");
+            tracing::warn!("{why}");
             self.shared.lost(why.clone());
             self.kept = Err(why);
         }
@@ -458,7 +459,8 @@ impl Worker {
         if !leave(consumer, Some(committer)) {
             tracing::warn!("kafka did not answer when the source left its group");
         }
-        flushed.and(kept)
+        // A loss says more than that there was no answer in time.
+        kept.and(flushed)
     }
 }
 

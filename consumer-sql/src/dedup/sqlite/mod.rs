@@ -77,6 +77,9 @@ impl SqliteStore {
                 Err("`sqlite:` needs a file, as in sqlite:orders.db; for a store in memory take `memory:`"
                     .to_owned())
             }
+            Some(path) if path.starts_with("file:") => {
+                Err(format!("{path:?} is no path: the file is named as in sqlite:orders.db, without `file:`"))
+            }
             Some(path) => Ok(path.into()),
             None => Err("this is no URL of an SQLite file: sqlite:orders.db".to_owned()),
         };
@@ -128,6 +131,8 @@ impl SqliteStoreBuilder {
             .map_err(|error| SqlError::driver(at("cannot be opened"), error))?;
         migrate::<Sqlite>(&mut connection, &self.tables).await?;
         connection.close().await.map_err(|error| SqlError::driver(at("cannot be used"), error))?;
+        // From here on a missing file is an outage, and no empty one takes its place.
+        let options = options.create_if_missing(false);
         let backend = SqliteBackend::new(options, self.busy_timeout, &self.tables);
         Ok(SqliteStore(Handle::start(backend, at("cannot be used"))))
     }

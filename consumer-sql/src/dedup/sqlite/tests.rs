@@ -48,9 +48,12 @@ async fn claimed(store: &SqliteStore, id: u32) -> Claim {
 
 #[test]
 fn a_url_that_names_no_file_is_refused_without_touching_one() {
-    for (url, word) in
-        [("sqlite:", "orders.db"), ("sqlite::memory:", "memory:"), ("postgres://h/db", "sqlite:")]
-    {
+    for (url, word) in [
+        ("sqlite:", "orders.db"),
+        ("sqlite::memory:", "memory:"),
+        ("sqlite:file::memory:", "orders.db"),
+        ("postgres://h/db", "sqlite:"),
+    ] {
         let error = SqliteStore::builder(url).check().unwrap_err();
         assert!(error.is_config() && error.to_string().contains(word), "{error}");
     }
