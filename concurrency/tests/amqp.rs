@@ -5,7 +5,6 @@
 #[path = "../src/explore.rs"]
 mod explore;
 #[path = "../../consumer-amqp/src/window.rs"]
-#[expect(dead_code, reason = "not all of it has to do with acks")]
 mod window;
 
 mod concurrency {

@@ -12,6 +12,7 @@ mod partition;
 #[path = "../../consumer-kafka/src/shared.rs"]
 mod shared;
 #[path = "../../consumer-kafka/src/tracker.rs"]
+#[expect(dead_code, reason = "not all of it has to do with threads")]
 mod tracker;
 
 mod sync {
