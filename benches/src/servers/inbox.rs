@@ -11,7 +11,7 @@ use std::{
 use consumer_core::{Failure, Message, Outcome, handler::handler};
 use consumer_sql::{InboxLayer, Tables, Tx, migrate};
 use sqlx::{
-    Pool, Postgres, Sqlite,
+    Pool, Postgres, QueryBuilder, Sqlite,
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
 };
@@ -30,6 +30,9 @@ const LASTS: Duration = Duration::from_secs(5);
 /// Batches at work at once: the layer's default.
 const BATCHES: u64 = 2;
 const ROUNDS: usize = 3;
+const RECORD: &str = "INSERT INTO bench_inbox (key_hash, consumer, idempotency_key) ";
+/// So that numbers that follow each other lie far apart, as hashes do.
+const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 const UPDATE: &str = "UPDATE bench_accounts SET balance = balance + 1 WHERE id = $1";
 
 pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<()> {
@@ -37,16 +40,17 @@ pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<
     migrate::<Postgres>(&mut *pool.acquire().await?, &tables()?).await?;
     accounts_postgres(&pool).await?;
     let (mut bare, mut inbox, mut single) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut limit, mut batch) = (Vec::new(), Vec::new());
+    let (mut limit, mut by_hand, mut batch) = (Vec::new(), Vec::new(), Vec::new());
     // In turn, since the machine is not the same from one minute to the next.
     for _ in 0..ROUNDS {
         bare.push(bare_postgres(&pool).await?);
         inbox.push(inbox_postgres(&pool, AT_ONCE, |layer| layer).await?);
         single.push(inbox_postgres(&pool, 1, |layer| layer).await?);
-        limit.push(batch_postgres(&pool, BATCHES).await?);
+        limit.push(batch_postgres(&pool, BATCHES, false).await?);
+        by_hand.push(batch_postgres(&pool, BATCHES, true).await?);
         batch.push(inbox_postgres(&pool, IN_BATCHES, |layer| layer.batch(BATCH)).await?);
     }
-    let figures = [bare, inbox, single, limit, batch].map(middle);
+    let figures = [bare, inbox, single, limit, by_hand, batch].map(middle);
     rows(report, "postgresql", figures);
 
     let folder = std::env::temp_dir().join(format!("bench-inbox-{}", std::process::id()));
@@ -59,15 +63,16 @@ pub(super) async fn measure(report: &mut Report, servers: &Servers) -> Fallible<
     migrate::<Sqlite>(&mut *pool.acquire().await?, &tables()?).await?;
     accounts_sqlite(&pool).await?;
     let (mut bare, mut inbox, mut single) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut limit, mut batch) = (Vec::new(), Vec::new());
+    let (mut limit, mut by_hand, mut batch) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         bare.push(bare_sqlite(&pool).await?);
         inbox.push(inbox_sqlite(&pool, AT_ONCE, |layer| layer).await?);
         single.push(inbox_sqlite(&pool, 1, |layer| layer).await?);
-        limit.push(batch_sqlite(&pool, 1).await?);
+        limit.push(batch_sqlite(&pool, 1, false).await?);
+        by_hand.push(batch_sqlite(&pool, 1, true).await?);
         batch.push(inbox_sqlite(&pool, IN_BATCHES, |layer| layer.batch(BATCH)).await?);
     }
-    let figures = [bare, inbox, single, limit, batch].map(middle);
+    let figures = [bare, inbox, single, limit, by_hand, batch].map(middle);
     rows(report, "sqlite", figures);
     std::fs::remove_dir_all(&folder)?;
     Ok(())
@@ -100,14 +105,17 @@ pub(super) async fn remembered(report: &mut Report, servers: &Servers) -> Fallib
     Ok(())
 }
 
-fn rows(report: &mut Report, database: &str, [bare, inbox, single, limit, batch]: [f64; 5]) {
+fn rows(report: &mut Report, database: &str, [bare, inbox, single, limit, by_hand, batch]: [f64; 6]) {
     let row = |what: &str, value| Row::new(format!("inbox, {database}: {what}"), value, "messages/s");
     report.add(row("the bare transaction, 16 at once", bare));
     report.add(row("one by one, 16 at once", inbox).against("bare", bare).ratio_at_least(0.7));
     report.add(row("one by one, one at a time", single));
     let bare = "bare transactions of 64 such statements, as many at once";
     report.add(row(bare, limit).against("one by one, 16 at once", inbox));
-    report.add(row("in batches of 64", batch).against("these", limit));
+    let statements = "the same with records and savepoints, by hand";
+    report.add(row(statements, by_hand).against("one by one, 16 at once", inbox));
+    report.add(row("in batches of 64", batch).against("bare", limit));
+    report.add(row("in batches of 64", batch).against("by hand", by_hand));
     report.add(row("in batches of 64", batch).against("one by one, 16 at once", inbox).ratio_at_least(5.0));
     report
         .add(row("in batches of 64", batch).against("one by one, one at a time", single).ratio_at_least(5.0));
@@ -188,16 +196,30 @@ macro_rules! bench {
             .await
         }
 
-        /// What the database and its driver can do at most, where a message costs one statement of its own.
-        async fn $batch(pool: &Pool<$database>, tasks: u64) -> Fallible<f64> {
+        /// What the database and its driver can do at most, where a message costs one statement of its own; or with all that
+        /// the inbox says, without the inbox.
+        async fn $batch(pool: &Pool<$database>, tasks: u64, with_records: bool) -> Fallible<f64> {
             let pool = pool.clone();
             let batches = at_once(tasks, move || {
                 let pool = pool.clone();
                 async move {
                     let mut transaction = pool.begin_with($begin).await?;
+                    if with_records {
+                        let mut insert = QueryBuilder::<$database>::new(RECORD);
+                        insert.push_values(0..BATCH, |mut values, _| {
+                            let hash = u128::from(next()).wrapping_mul(SPREAD).to_be_bytes();
+                            values.push_bind(hash.to_vec()).push_bind("by hand").push_bind(hash.to_vec());
+                        });
+                        insert.build().execute(&mut *transaction).await?;
+                        sqlx::raw_sql("SAVEPOINT message").execute(&mut *transaction).await?;
+                    }
                     for _ in 0..BATCH {
                         let account = (next() % ACCOUNTS).cast_signed();
                         sqlx::query(UPDATE).bind(account).execute(&mut *transaction).await?;
+                        if with_records {
+                            let next = "RELEASE SAVEPOINT message; SAVEPOINT message";
+                            sqlx::raw_sql(next).execute(&mut *transaction).await?;
+                        }
                     }
                     transaction.commit().await?;
                     Ok(())
