@@ -58,6 +58,8 @@ pub enum Variant {
     LateIsBooked,
     /// A commit that has begun is not asked whether its assignment is still there.
     CommitUnasked,
+    /// The last commit of an assignment does not wait for the one that is on its way.
+    CommitsOverlap,
     /// A message that was handed back is not delivered again.
     NackIsDropped,
 }
@@ -307,6 +309,10 @@ impl Watermark {
                 // Under the lock: a commit that has begun waits, and finds its assignment gone.
                 if let Some(commit) = group.members[index].to_commit() {
                     commit_to(group, index, commit);
+                }
+                let begun = group.members[index].commit.filter(|_| self.variant == Variant::CommitsOverlap);
+                if let Some(begun) = begun {
+                    commit_to(group, index, begun);
                 }
                 group.members[index].slot = None;
                 if group.owner == Some(index) {

@@ -64,6 +64,7 @@ fn claim_finds_every_mistake() {
         (Variant::AckBeforeConfirm, "1: an ack has a reason"),
         (Variant::MarkFirst, "1: an ack has a reason"),
         (Variant::CompleteAsksForTheOwner, "2: completed stays completed"),
+        (Variant::RunsWhatIsCompleted, "2: the effect happens once"),
         (Variant::TwoSteps, "3: one unexpired claim"),
         (Variant::WallClock, "3: one unexpired claim"),
         (Variant::ReleaseDoesNotAskForTheOwner, "3: a foreign claim is not touched"),
@@ -116,6 +117,7 @@ fn watermark_finds_every_mistake() {
         (Watermark::CommitTheHighest, "5: nothing is passed"),
         (Watermark::LateIsBooked, "5: nothing delivered is passed"),
         (Watermark::CommitUnasked, "5: a commit is of the assignment there is"),
+        (Watermark::CommitsOverlap, "5: commits only grow"),
         (Watermark::NackIsDropped, "6: every message is settled in time"),
     ] {
         refutes(mistake, property, &watermark::model(mistake, 1).explore());

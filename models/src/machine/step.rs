@@ -192,6 +192,11 @@ impl Machine {
                 delivery.known = u8::try_from(claim.redrive).unwrap_or(u8::MAX);
                 return;
             }
+            ClaimReply::Completed if self.variant == Variant::RunsWhatIsCompleted => {
+                let delivery = &mut world.deliveries[index];
+                (delivery.phase, delivery.left) = (Phase::Running, LEASE - 1);
+                return;
+            }
             ClaimReply::Completed => Ack::Effect,
             ClaimReply::DeadLettered => Ack::DeadLetter,
             ClaimReply::Superseded => Ack::Copy,

@@ -15,6 +15,8 @@ pub enum Variant {
     Code,
     /// A key that another one has claimed counts as completed: marked first, handled later.
     MarkFirst,
+    /// A worker runs what the store says is completed.
+    RunsWhatIsCompleted,
     /// A claim is read in one step and written in another.
     TwoSteps,
     /// A completion of a claim that was taken over is refused.
