@@ -294,6 +294,21 @@ async fn a_certificate_that_cannot_be_trusted_is_refused_and_it_is_said_why() {
     }
 }
 
+/// A broker that hangs up at first, and then says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_has_no_time_left_tells_why_the_one_before_it_failed() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://{}", listener.local_addr().unwrap());
+    let silent = tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        let _held = listener.accept().await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let error = failure(consumer(&url, "orders").start_timeout(Duration::from_secs(2))).await.to_string();
+    assert!(error.contains(" within 1") && error.contains("; before that: "), "{error}");
+    silent.abort();
+}
+
 #[test]
 fn what_is_found_without_the_network() {
     let refused = |builder: AmqpSourceBuilder| {

@@ -9,7 +9,9 @@ const PAGE: &str = include_str!("../../docs/operations.md");
 /// All sources of the workspace's library crates, broken string literals put together.
 fn sources() -> String {
     let mut text = String::new();
-    for krate in ["consumer-core", "consumer-admin", "consumer-sql"] {
+    const CRATES: [&str; 6] =
+        ["consumer-core", "consumer-admin", "consumer-sql", "consumer-kafka", "consumer-amqp", "dedup-redis"];
+    for krate in CRATES {
         read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(krate).join("src"), &mut text);
     }
     let mut joined = String::with_capacity(text.len());

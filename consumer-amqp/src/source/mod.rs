@@ -80,6 +80,8 @@ pub struct AmqpSource {
     backoff: Backoff,
     /// When the first connection was asked for; until it is there, errors end the run.
     starting: Option<Instant>,
+    /// Why the last attempt of the start failed: the limit may give the next one no time to learn that again.
+    refusal: Option<String>,
     /// An ack was lost since the last flush.
     unsettled: bool,
     flush: Option<Flush>,
@@ -114,6 +116,7 @@ impl AmqpSource {
             lost: HashSet::new(),
             backoff: Backoff::default(),
             starting: None,
+            refusal: None,
             unsettled: false,
             flush: None,
         }
@@ -171,12 +174,14 @@ impl AmqpSource {
             Some(since) => options.start_timeout.saturating_sub(since.elapsed()),
             None => OPEN_LIMIT,
         };
+        let before = self.refusal.take().map(|why| format!("; before that: {why}")).unwrap_or_default();
         self.state = State::Connecting(Box::pin(async move {
             let opened = timeout(limit, Session::open(&options, prefetch, max_in_flight, hold)).await;
             opened.unwrap_or_else(|_| {
                 let (address, queue) = (options.connection.address(), options.queue.name());
-                let error =
-                    format!("rabbitmq at {address} did not let us consume `{queue}` within {limit:?}");
+                let error = format!(
+                    "rabbitmq at {address} did not let us consume `{queue}` within {limit:.1?}{before}"
+                );
                 Err(AmqpError::new(Kind::Unreachable, error))
             })
         }));
@@ -202,6 +207,7 @@ impl AmqpSource {
         }
         let error = chain(&error);
         tracing::error!(%error, queue = self.queue(), "not consuming; trying again in {wait:?}");
+        self.refusal = self.starting.map(|_| error);
         self.state = State::Waiting(Box::pin(sleep(wait)));
         Ok(())
     }
