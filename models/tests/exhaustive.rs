@@ -42,6 +42,20 @@ fn refutes(mistake: impl std::fmt::Debug, property: &str, found: &Explored) {
 }
 
 #[test]
+fn every_property_is_broken_by_a_mistake() {
+    let rows: Vec<_> =
+        include_str!("../../docs/models.md").lines().filter(|line| line.starts_with("| ")).collect();
+    let mut properties = 0;
+    for row in rows.iter().filter(|row| row.as_bytes()[2].is_ascii_digit()) {
+        let property = row.split(" | ").next().unwrap_or_default().trim_start_matches("| ");
+        let refuted = format!("| {property} |");
+        assert!(rows.iter().any(|row| row.starts_with("| `") && row.ends_with(&refuted)), "{property}");
+        properties += 1;
+    }
+    assert!(properties > 10, "{properties}");
+}
+
+#[test]
 fn claim_with_two_messages_and_two_faults() {
     holds("claim", "2 messages, 2 processes, 2 faults", claim::model(Variant::Code, 2, 2).explore());
 }

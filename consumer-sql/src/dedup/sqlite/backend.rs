@@ -6,7 +6,6 @@ use sqlx::{
     AssertSqlSafe, Connection, QueryBuilder, Row as _, Sqlite, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
-
 use tokio::time::sleep;
 
 use crate::{

@@ -28,7 +28,8 @@ use backend::SqliteBackend;
 ///
 /// While the file cannot be written (the disk is full, another process holds it for longer than
 /// [`busy_timeout`](SqliteStoreBuilder::busy_timeout)), claims fail, what has happened is kept here and recorded as soon as
-/// that is possible, and the source is paused.
+/// that is possible, and the source is paused. A file that is missing when it has to be opened anew is an outage as well: no
+/// empty one takes its place.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

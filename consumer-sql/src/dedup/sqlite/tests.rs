@@ -96,6 +96,17 @@ async fn fm31_while_the_file_is_held_claims_fail_and_what_has_happened_is_record
 }
 
 #[tokio::test]
+async fn a_file_that_is_gone_is_an_outage_and_no_empty_one_takes_its_place() {
+    let file = File::new();
+    let store = SqliteStore::open(file.url()).await.unwrap();
+    let path = file.0.path().join("dedup.db");
+    std::fs::remove_file(&path).unwrap();
+    let error = store.claim(request(1, 1)).await.unwrap_err().to_string();
+    assert!(error.contains("the file cannot be opened"), "{error}");
+    assert!(!path.exists());
+}
+
+#[tokio::test]
 async fn expired_rows_go_in_time() {
     let file = File::new();
     let store = SqliteStore::open(file.url()).await.unwrap();
