@@ -115,7 +115,7 @@ impl MailLog {
         Self::Memory(Mutex::default())
     }
 
-    /// One write for each line: a process that dies leaves a whole line or none.
+    /// One write for each line: those of several processes do not mix. A reader may see the beginning of the last one alone.
     fn append(&self, mail: &Mail) -> io::Result<()> {
         match self {
             Self::Memory(mails) => {

@@ -157,9 +157,11 @@ pub(crate) struct Mail {
     pub(crate) at: std::time::SystemTime,
 }
 
-/// What was mailed so far; every line has to be whole.
+/// What was mailed so far. A write that goes over the end of a page can be seen half done, so the last line counts once it
+/// has its end; every other has to be whole.
 pub(crate) fn mails(path: &Path) -> Vec<Mail> {
     let log = fs::read_to_string(path).unwrap_or_default();
+    let log = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let line = |line: &str| {
         let mail: serde_json::Value = serde_json::from_str(line).unwrap();
         let text = |name: &str| mail[name].as_str().unwrap().to_owned();
