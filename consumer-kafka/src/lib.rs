@@ -34,6 +34,7 @@ mod dead_letters;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod group;
 mod intake;
 mod partition;
 mod publisher;

@@ -1,5 +1,6 @@
 //! Deduplication: claim → handler → complete → ack.
 
+mod ask;
 mod gate;
 mod key;
 mod layer;

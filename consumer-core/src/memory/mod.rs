@@ -23,6 +23,7 @@ mod clock;
 mod dead_letters;
 mod faults;
 mod group;
+mod records;
 mod source;
 mod state;
 mod store;

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::{Future, ready},
-    hash::{Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,15 +14,11 @@ use std::{
 use futures_util::future::Either;
 use tokio::sync::oneshot;
 
-use super::{
-    clock::Clock,
-    swept::{Expires, Swept},
-};
+use super::{clock::Clock, records::Records};
 use crate::dedup::{
     Claim, ClaimReply, ClaimRequest, DedupStore, ParkReply, ParkRequest, RenewRequest, Renewal, Resolution,
     Resolved, StoreError, StoreKey,
-    parking::Parked,
-    protocol::{self, Operation, Reply, State},
+    protocol::{Operation, Reply, State},
 };
 
 const SHARDS: usize = 16;
@@ -78,35 +73,6 @@ struct Inner {
 struct Shard(Mutex<Records>);
 
 #[derive(Default)]
-struct Records {
-    /// Keys in any state but completed: few, so that they stay in the processor's cache. What is alive here goes
-    /// before what is in `completed`.
-    open: Swept<u128, Record>,
-    /// Completed keys: many, so each is kept small.
-    completed: Swept<Key, Completed>,
-    /// Message keys of which messages wait, by hashes of their own.
-    parked: Swept<u128, Parked>,
-    stats: StoreStats,
-}
-
-struct Record {
-    state: State,
-    expires_at: u64,
-}
-
-/// The hash of a key, aligned as its halves are: with a `u128` an entry would take 48 bytes instead of 40.
-#[derive(PartialEq, Eq, Clone, Copy)]
-struct Key(Halves);
-
-struct Completed {
-    fingerprint: Halves,
-    /// Shifted left by one; the lowest bit says whether there is a fingerprint.
-    expires_at: u64,
-}
-
-type Halves = [u64; 2];
-
-#[derive(Default)]
 struct Faults {
     down: bool,
     lost_replies: usize,
@@ -139,16 +105,13 @@ impl MemoryStore {
     /// What the store knows of a key now.
     pub fn state(&self, key: &StoreKey) -> State {
         let now = self.inner.clock.millis();
-        let records = self.inner.records(key.hash());
-        records.state(key.hash(), now)
+        self.inner.records(key.hash()).state(key.hash(), now)
     }
 
     /// Which messages of a message key wait now: the hashes of their idempotency keys, in their order.
     pub fn parked(&self, key: &StoreKey) -> Vec<u128> {
         let now = self.inner.clock.millis();
-        let records = self.inner.records(key.hash());
-        let parked = records.parked.by_key.get(&key.hash()).filter(|parked| parked.is_alive(now));
-        parked.map(|parked| parked.ids.clone()).unwrap_or_default()
+        self.inner.records(key.hash()).parked(key.hash(), now)
     }
 
     /// How many operations were applied; those refused during an outage are not.
@@ -166,11 +129,7 @@ impl MemoryStore {
 
     /// The number of idempotency keys it holds, expired ones that are not swept yet included.
     pub fn len(&self) -> usize {
-        let len = |shard: &Shard| {
-            let records = lock(&shard.0);
-            records.open.by_key.len() + records.completed.by_key.len()
-        };
-        self.inner.shards.iter().map(len).sum()
+        self.inner.shards.iter().map(|shard| lock(&shard.0).len()).sum()
     }
 
     /// Whether it holds no key.
@@ -222,20 +181,14 @@ impl MemoryStore {
 
     /// Loses the record of a key, as an eviction or a failover does.
     pub fn forget(&self, key: &StoreKey) {
-        let mut records = self.inner.records(key.hash());
-        records.open.by_key.remove(&key.hash());
-        records.completed.by_key.remove(&Key::of(key.hash()));
+        self.inner.records(key.hash()).forget(key.hash());
     }
 
     /// Ends the lease of every claim now, as a long stall of all owners does. The records stay.
     pub fn expire_claims(&self) {
         let now = self.inner.clock.millis();
         for shard in &self.inner.shards {
-            for record in lock(&shard.0).open.by_key.values_mut() {
-                if let State::Claimed(claimed) = &mut record.state {
-                    claimed.lease_until = claimed.lease_until.min(now);
-                }
-            }
+            lock(&shard.0).expire_claims(now);
         }
     }
 }
@@ -410,93 +363,12 @@ impl Inner {
 
     fn park(&self, request: &ParkRequest) -> ParkReply {
         let now = self.clock.millis();
-        let key = request.key.hash();
-        let mut records = self.records(key);
+        let mut records = self.records(request.key.hash());
         records.stats.parks += 1;
-        let mut parked = records.parked.by_key.remove(&key).unwrap_or_default();
-        let reply = parked.apply(request, now);
-        if !parked.ids.is_empty() {
-            records.parked.insert(key, parked, now);
-        }
-        reply
+        records.park(request, now)
     }
 }
 
 fn mismatch(reply: &Reply) -> StoreError {
     StoreError::new(format!("memory store: {reply:?} is no answer to what was asked"))
-}
-
-impl Records {
-    fn state(&self, key: u128, now: u64) -> State {
-        if let Some(record) = self.open.by_key.get(&key).filter(|record| record.is_alive(now)) {
-            return record.state;
-        }
-        match self.completed.by_key.get(&Key::of(key)).filter(|completed| completed.is_alive(now)) {
-            Some(completed) => State::Completed { fingerprint: completed.fingerprint() },
-            None => State::Absent,
-        }
-    }
-
-    fn apply(&mut self, key: u128, operation: &Operation<'_>, now: u64) -> Reply {
-        let (reply, write) = protocol::transition(&self.state(key, now), operation, now);
-        let Some(write) = write else { return reply };
-        let expires_at = now.saturating_add(protocol::millis(write.lifetime));
-        match write.state {
-            State::Completed { fingerprint } => {
-                self.open.by_key.remove(&key);
-                self.completed.insert(Key::of(key), Completed::new(fingerprint, expires_at), now);
-            }
-            state => self.open.insert(key, Record { state, expires_at }, now),
-        }
-        reply
-    }
-}
-
-impl Expires for Record {
-    fn is_alive(&self, now: u64) -> bool {
-        self.expires_at > now
-    }
-}
-
-impl Expires for Parked {
-    fn is_alive(&self, now: u64) -> bool {
-        self.expires_at > now
-    }
-}
-
-impl Completed {
-    fn new(fingerprint: Option<u128>, expires_at: u64) -> Self {
-        let known = u64::from(fingerprint.is_some());
-        let expires_at = expires_at.min(u64::MAX >> 1) << 1 | known;
-        Self { fingerprint: halves(fingerprint.unwrap_or(0)), expires_at }
-    }
-
-    fn fingerprint(&self) -> Option<u128> {
-        let [high, low] = self.fingerprint;
-        (self.expires_at & 1 == 1).then_some(u128::from(high) << 64 | u128::from(low))
-    }
-}
-
-impl Expires for Completed {
-    fn is_alive(&self, now: u64) -> bool {
-        self.expires_at >> 1 > now
-    }
-}
-
-fn halves(whole: u128) -> Halves {
-    [(whole >> 64) as u64, whole as u64]
-}
-
-impl Key {
-    fn of(hash: u128) -> Self {
-        Self(halves(hash))
-    }
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let [high, low] = self.0;
-        state.write_u64(high);
-        state.write_u64(low);
-    }
 }
