@@ -57,10 +57,12 @@ pub enum Event {
         /// store, and the message that comes again is recognised as a duplicate.
         within: Duration,
     },
-    /// An earlier settlement did not reach the broker: the message will be delivered again.
+    /// Earlier settlements did not reach the broker: their messages will be delivered again.
     Unsettled {
-        /// The delivery it was for.
-        tag: Tag,
+        /// The scope they were delivered in.
+        scope: u64,
+        /// How many they are.
+        messages: u64,
     },
     /// The source is exhausted: no delivery follows.
     End,

@@ -112,15 +112,17 @@ impl Assignment {
         }
     }
 
-    /// Whether something was acked in partitions that have gone, and is committed by nobody; it is told once. To be asked
-    /// when no commit is on its way.
-    pub(crate) fn has_lost(&mut self) -> bool {
-        let mut lost = false;
+    /// What was acked in partitions that have gone and is committed by nobody, with how many messages that are; it is told
+    /// once. To be asked when no commit is on its way.
+    pub(crate) fn take_lost(&mut self) -> Vec<(Arc<Partition>, u64)> {
+        let mut lost = Vec::new();
         self.ended.retain_mut(|(partition, committed)| {
             // In this order: nothing is acked any more in what is released.
             let is_over = partition.is_released();
             let progress = partition.progress();
-            lost |= progress.is_news(*committed);
+            if progress.is_news(*committed) {
+                lost.push((partition.clone(), progress.settled.saturating_sub(committed.settled)));
+            }
             *committed = progress;
             !is_over
         });
@@ -191,6 +193,10 @@ mod tests {
         (assignment, partition)
     }
 
+    fn messages(lost: Vec<(Arc<Partition>, u64)>) -> Vec<u64> {
+        lost.into_iter().map(|(_, messages)| messages).collect()
+    }
+
     #[test]
     fn nothing_is_committed_twice() {
         let (mut assignment, partition) = assignment();
@@ -222,19 +228,19 @@ mod tests {
     fn what_is_acked_and_not_committed_when_its_partition_goes_is_lost_and_that_is_told_once() {
         let (mut assignment, partition) = assignment();
         partition.advance(Progress { next: Some(7), settled: 7 });
-        assert!(!assignment.has_lost(), "it can still be committed");
+        assert!(assignment.take_lost().is_empty(), "it can still be committed");
         assignment.remove("t", 0);
-        assert!(assignment.has_lost());
-        assert!(!assignment.has_lost(), "told once");
+        assert_eq!(messages(assignment.take_lost()), [7]);
+        assert!(assignment.take_lost().is_empty(), "told once");
         partition.advance(Progress { next: Some(8), settled: 8 });
         partition.release();
-        assert!(assignment.has_lost(), "the runtime did not know yet that it had gone");
-        assert!(!assignment.has_lost() && assignment.ended.is_empty());
+        assert_eq!(messages(assignment.take_lost()), [1], "the runtime did not know yet that it had gone");
+        assert!(assignment.take_lost().is_empty() && assignment.ended.is_empty());
         let again = Partition::new("t".into(), 0);
         assignment.add(again.clone(), None);
         again.advance(Progress { next: Some(9), settled: 1 });
         assignment.add(Partition::new("t".into(), 0), None);
-        assert!(assignment.has_lost(), "assigned anew, with nothing said of an end");
+        assert_eq!(messages(assignment.take_lost()), [1], "assigned anew, with nothing said of an end");
     }
 
     #[test]
@@ -245,7 +251,7 @@ mod tests {
         partition.release();
         assignment.remove("t", 0);
         assignment.committed(&commit);
-        assert!(!assignment.has_lost() && assignment.ended.is_empty());
+        assert!(assignment.take_lost().is_empty() && assignment.ended.is_empty());
     }
 
     #[test]
@@ -258,7 +264,7 @@ mod tests {
         assignment.committed(&last);
         assignment.remove("t", 0);
         assignment.committed(&early);
-        assert!(!assignment.has_lost(), "all of it is at the broker");
+        assert!(assignment.take_lost().is_empty(), "all of it is at the broker");
     }
 
     #[test]

@@ -157,6 +157,7 @@ impl Intake {
                 }
                 Control::Connected => return Some(Event::Connected),
                 Control::Disconnected => return Some(Event::Disconnected),
+                Control::Unsettled { scope, messages } => return Some(Event::Unsettled { scope, messages }),
                 Control::Closing { partition, within } => {
                     let scope = partition.scope;
                     self.forget_queued(scope);

@@ -27,9 +27,17 @@ const LOW: (usize, usize) = (1024, 4 << 20);
 #[derive(Debug)]
 pub(crate) enum Control {
     Assigned(Arc<Partition>),
-    Closing { partition: Arc<Partition>, within: Duration },
+    Closing {
+        partition: Arc<Partition>,
+        within: Duration,
+    },
     Connected,
     Disconnected,
+    /// So much was acked in a partition that has gone, and will not be committed.
+    Unsettled {
+        scope: u64,
+        messages: u64,
+    },
 }
 
 #[derive(Debug)]

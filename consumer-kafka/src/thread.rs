@@ -339,14 +339,24 @@ impl Worker {
         }
     }
 
-    /// Keeps for the next flush that something acked went with its partition.
+    /// Tells the runtime that something acked went with its partition, and keeps it for the next flush.
     fn tell_lost(&mut self) {
-        if self.callbacks.assignment().has_lost() {
-            let why = self.not_committed(&"a partition was taken away before that");
-            tracing::warn!("{why}");
-            self.shared.lost(why.clone());
-            self.kept = Err(why);
+        let lost = self.callbacks.assignment().take_lost();
+        if lost.is_empty() {
+            return;
         }
+        for (partition, messages) in lost {
+            self.shared.control(Control::Unsettled { scope: partition.scope, messages });
+            tracing::warn!(
+                topic = &*partition.topic,
+                partition = partition.id,
+                messages,
+                "acked, and not committed when the partition was taken away: delivered again"
+            );
+        }
+        let why = self.not_committed(&"a partition was taken away before that");
+        self.shared.lost(why.clone());
+        self.kept = Err(why);
     }
 
     fn not_committed(&self, why: &dyn std::fmt::Display) -> String {

@@ -253,6 +253,7 @@ async fn flushes_what_is_lost(asked_before: bool) {
     first.source.release(scope);
     let told = first.flush().await.unwrap_err().to_string();
     assert!(told.contains("a partition was taken away"), "asked before: {asked_before}: {told}");
+    first.until(|event| *event == Event::Unsettled { scope, messages: 5 }).await;
     kafka.start_again().unwrap();
     let again = first.receive(5).await;
     first.flush().await.expect("it was told");

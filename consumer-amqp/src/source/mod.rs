@@ -232,13 +232,15 @@ impl AmqpSource {
         let error = chain(error);
         tracing::warn!(%error, queue = self.queue(), "connecting again in {wait:?}");
         let lost = session.lose();
-        self.unsettled |= !lost.unsettled.is_empty() || !lost.is_certain;
+        self.unsettled |= lost.unsettled > 0 || !lost.is_certain;
         self.lost.insert(lost.scope);
         self.flush = None;
         // What runs has begun its effect: it may complete it, however long that takes.
         self.events.push_back(Event::Closing { scope: lost.scope, within: Duration::MAX });
         self.events.push_back(Event::Disconnected);
-        self.events.extend(lost.unsettled.into_iter().map(|tag| Event::Unsettled { tag }));
+        if lost.unsettled > 0 {
+            self.events.push_back(Event::Unsettled { scope: lost.scope, messages: lost.unsettled });
+        }
         self.state = State::Waiting(Box::pin(sleep(wait)));
     }
 }
@@ -302,7 +304,7 @@ impl Source for AmqpSource {
             // Done, but the channel it came over is gone: it comes again.
             _ if how != Settlement::Nack && self.lost.contains(&tag.scope) => {
                 self.unsettled = true;
-                self.events.push_back(Event::Unsettled { tag });
+                self.events.push_back(Event::Unsettled { scope: tag.scope, messages: 1 });
             }
             _ => {}
         }

@@ -79,7 +79,7 @@ fn one(seq: u64) -> Ack {
 pub(super) struct Lost {
     pub(super) scope: u64,
     /// Acked by the runtime, and the broker was not told.
-    pub(super) unsettled: Vec<Tag>,
+    pub(super) unsettled: u64,
     /// Whether the broker has everything else that it was told.
     pub(super) is_certain: bool,
 }
@@ -333,10 +333,8 @@ impl Session {
     pub(super) fn lose(mut self) -> Lost {
         self.tell_all();
         let _ = self.check_written();
-        let scope = self.scope;
-        let acks = self.sent.iter().flat_map(|sent| sent.ack.from..=sent.ack.tag);
-        let unsettled = acks.map(|seq| Tag { scope, seq }).collect();
-        Lost { scope, unsettled, is_certain: self.is_certain }
+        let unsettled = self.sent.iter().map(|sent| sent.ack.tag - sent.ack.from + 1).sum();
+        Lost { scope: self.scope, unsettled, is_certain: self.is_certain }
     }
 
     /// Leaves when the broker has taken every ack.

@@ -436,7 +436,7 @@ impl State {
         let (group, topic, partition) = (assignment.group, assignment.topic, assignment.partition);
         if let Some(member) = self.members.get_mut(&id).filter(|_| lost && settled != Settled::Ignored) {
             member.lost |= lost_ack;
-            member.events.push_back(Event::Unsettled { tag });
+            member.events.push_back(Event::Unsettled { scope: tag.scope, messages: 1 });
             self.wake.extend(member.waker.take());
         }
         match settled {

@@ -200,7 +200,10 @@ async fn a_nack_and_a_lost_settlement_deliver_again() {
     assert_ne!(out[0].tag, out[1].tag);
     broker.lose_next_settlements(1);
     source.settle(out[1].tag, Settlement::Ack);
-    assert_eq!(events(&mut source, &mut out).await, [Event::Unsettled { tag: out[1].tag }]);
+    assert_eq!(
+        events(&mut source, &mut out).await,
+        [Event::Unsettled { scope: out[1].tag.scope, messages: 1 }]
+    );
     assert_eq!(out.len(), 3);
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(matches!(source.poll_flush(cx), Poll::Ready(Err(_))));

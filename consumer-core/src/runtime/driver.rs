@@ -359,11 +359,12 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
                 self.health.set_connected(false);
             }
             Event::Closing { scope, within } => self.close_scope(scope, within),
-            Event::Unsettled { tag } => {
-                self.meter.unsettled();
+            Event::Unsettled { scope, messages } => {
+                self.meter.unsettled(messages);
                 tracing::warn!(
-                    ?tag,
-                    "a settlement did not reach the broker: the message will be delivered again"
+                    scope,
+                    messages,
+                    "settlements did not reach the broker: the messages will be delivered again"
                 );
             }
             Event::End => self.ended = true,

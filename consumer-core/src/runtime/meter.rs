@@ -37,8 +37,8 @@ impl Meter {
         self.discarded.increment(1);
     }
 
-    pub(super) fn unsettled(&self) {
-        self.unsettled.increment(1);
+    pub(super) fn unsettled(&self, messages: u64) {
+        self.unsettled.increment(messages);
     }
 
     /// `since_settle` in seconds; 0 with nothing held.
@@ -65,7 +65,7 @@ impl Meter {
 
     pub(super) fn discarded(&self) {}
 
-    pub(super) fn unsettled(&self) {}
+    pub(super) fn unsettled(&self, _: u64) {}
 
     pub(super) fn observe(&self, _: usize, _: usize, _: Option<u64>, _: f64) {}
 }
