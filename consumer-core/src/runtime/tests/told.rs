@@ -1,4 +1,4 @@
-//! What the log says of a run.
+//! What log and metrics say of a run.
 
 use tower::{ServiceBuilder, limit::ConcurrencyLimitLayer};
 use tracing::subscriber::{DefaultGuard, set_default};
@@ -66,4 +66,22 @@ async fn a_handler_that_was_dropped_is_not_said_to_have_panicked() {
         assert_eq!(run.stopped().await.returned, 1);
         assert!(log.text().contains("stopping") && !log.text().contains("panicked"), "{}", log.text());
     }
+}
+
+#[cfg(feature = "metrics")]
+#[tokio::test(start_paused = true)]
+async fn fm16_settlements_that_did_not_reach_the_broker_are_counted_and_logged() {
+    let kept = crate::layers::metrics::tests::Kept::default();
+    let _recorder = metrics::set_default_local_recorder(&kept);
+    let (log, _guard) = logged();
+    let script = Script::default();
+    let run = Run::start(Consumer::new(script.clone(), handle(|_| std::future::ready(Ok(())))).name("mails"));
+    script.then(Step::Event(Event::Unsettled { scope: 3, messages: 5 }));
+    script.then(Step::Event(Event::Unsettled { scope: 4, messages: 2 }));
+    sleep(SECOND).await;
+    assert_eq!(kept.read()["consumer_unsettled_total consumer=mails"], 7);
+    let told =
+        "settlements did not reach the broker: the messages will be delivered again scope=3 messages=5";
+    assert!(log.text().contains(told), "{}", log.text());
+    run.stopped().await;
 }
