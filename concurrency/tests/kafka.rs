@@ -90,8 +90,8 @@ mod concurrency {
         /// Where the partition's assignment began.
         begin: u64,
         committed: Arc<AtomicU64>,
-        /// The last assignment that has ended.
-        ended: Option<Arc<Partition>>,
+        /// The last assignment that has ended, and what of it is committed or was told.
+        ended: Option<(Arc<Partition>, u64)>,
         told: Told,
     }
 
@@ -132,13 +132,16 @@ mod concurrency {
 
         /// What was acked in the assignment that has ended, and was not committed with it.
         fn tell_lost(&mut self) {
-            let Some(ended) = self.ended.take() else { return };
+            let Some((ended, committed)) = self.ended.take() else { return };
             let is_over = ended.is_released();
-            if ended.progress().next > Some(self.begin) {
+            let next = ended.progress().next.unwrap_or(committed);
+            if next > committed {
                 self.told.fetch_add(1, SeqCst);
+                let messages = next - committed;
+                self.shared.control(Control::Unsettled { scope: ended.scope, messages });
                 self.shared.lost("it was acked too late".to_owned());
             }
-            self.ended = Some(ended).filter(|_| !is_over);
+            self.ended = Some((ended, next)).filter(|_| !is_over);
         }
 
         /// One round: sleeps when the buffer is full, else delivers something if there is something.
@@ -171,7 +174,7 @@ mod concurrency {
             self.shared.control(Control::Closing { partition: partition.clone(), within: LONG });
             self.shared.wait_for_release(&[partition], LONG);
             self.commit();
-            self.ended = Some(self.partition.clone());
+            self.ended = Some((self.partition.clone(), self.committed.load(SeqCst)));
             // Taken from the driver before the partition went.
             if self.next < END {
                 self.push(1);
@@ -192,6 +195,8 @@ mod concurrency {
         lost: BTreeSet<(u64, u64)>,
         failed: u64,
         told: Told,
+        /// By scope, how many acks are said to have reached nobody.
+        unsettled: HashMap<u64, u64>,
     }
 
     impl Runtime {
@@ -205,6 +210,7 @@ mod concurrency {
                 lost: BTreeSet::new(),
                 failed: 0,
                 told,
+                unsettled: HashMap::new(),
             }
         }
 
@@ -275,6 +281,10 @@ mod concurrency {
                         // What comes too late for it is heard no more.
                         self.intake.settle(Tag { scope, seq: 0 }, Settlement::Ack);
                     }
+                    Some(Event::Unsettled { scope, messages }) => {
+                        *self.unsettled.entry(scope).or_default() += messages;
+                        self.check_unsettled(scope);
+                    }
                     Some(event) => panic!("{event:?}"),
                     None if !self.held.is_empty() => self.settle_some(1),
                     None => {
@@ -285,6 +295,14 @@ mod concurrency {
                     }
                 }
             }
+        }
+
+        /// No more than was acked in the scope and is committed by nobody: it comes, or came, with the next one.
+        fn check_unsettled(&self, scope: u64) {
+            let again = self.due.keys().filter(|tag| tag.scope > scope).map(|tag| tag.seq).min();
+            let acked = self.acked.lock().unwrap();
+            let lost = acked.range((scope, again.unwrap_or(0))..(scope, u64::MAX)).count() as u64;
+            assert!(self.unsettled[&scope] <= lost, "{} are told of {lost}", self.unsettled[&scope]);
         }
 
         /// What was acked before is committed then, or it is said that it was lost.

@@ -44,10 +44,10 @@ enum State {
 /// What is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ack {
-    /// The lowest tag it stands for.
-    pub(crate) from: u64,
     pub(crate) tag: u64,
     pub(crate) multiple: bool,
+    /// How many deliveries the broker is told of by it for the first time.
+    pub(crate) messages: u64,
 }
 
 impl Window {
@@ -136,8 +136,8 @@ impl Window {
             // The broker has to know the tag that is named: not one that it was told of before.
             if slot.state == State::Done {
                 self.done -= 1;
-                let from = ack.map_or(self.first, |ack| ack.from);
-                ack = Some(Ack { from, tag: self.first, multiple: from != self.first });
+                let messages = ack.map_or(0, |ack| ack.messages) + 1;
+                ack = Some(Ack { tag: self.first, multiple: messages > 1, messages });
             }
             self.slots.pop_front();
             self.first += 1;
@@ -180,7 +180,7 @@ impl Window {
         let done = self.slots.iter_mut().zip(first..).filter(|(slot, _)| slot.state == State::Done);
         done.map(|(slot, tag)| {
             slot.state = State::Told;
-            Ack { from: tag, tag, multiple: false }
+            Ack { tag, multiple: false, messages: 1 }
         })
         .collect()
     }
@@ -211,7 +211,7 @@ mod tests {
     }
 
     fn one(tag: u64) -> Ack {
-        Ack { from: tag, tag, multiple: false }
+        Ack { tag, multiple: false, messages: 1 }
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
         for tag in [2, 1, 3] {
             window.finish(tag);
         }
-        assert_eq!(window.leading(), Some(Ack { from: 1, tag: 3, multiple: true }));
+        assert_eq!(window.leading(), Some(Ack { tag: 3, multiple: true, messages: 3 }));
         assert_eq!((window.leading(), window.done()), (None, 0));
         window.finish(4);
         assert_eq!(window.leading(), Some(one(4)));
@@ -235,10 +235,9 @@ mod tests {
         assert_eq!((window.leading(), window.done()), (None, 3));
         assert_eq!(window.take_behind(), [one(2), one(3), one(5)]);
         window.finish(1);
-        // 3 was told: the ack may reach over it but not name it.
-        assert_eq!(window.leading(), Some(one(1)));
         window.finish(4);
-        assert_eq!(window.leading(), Some(one(4)));
+        // The ack reaches over 2 and 3, which were told, and may not name 5.
+        assert_eq!(window.leading(), Some(Ack { tag: 4, multiple: true, messages: 2 }));
         assert_eq!(window.leading(), None);
     }
 

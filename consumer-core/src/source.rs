@@ -57,7 +57,10 @@ pub enum Event {
         /// store, and the message that comes again is recognised as a duplicate.
         within: Duration,
     },
-    /// Earlier settlements did not reach the broker: their messages will be delivered again.
+    /// Earlier acks and rejections did not reach the broker: their messages may be delivered again.
+    ///
+    /// What may have reached it counts as settled here; a [flush](Source::poll_flush) tells of that too. What is found out
+    /// while the source closes is in the log alone, since no events are asked for any more.
     Unsettled {
         /// The scope they were delivered in.
         scope: u64,

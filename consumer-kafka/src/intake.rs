@@ -114,6 +114,10 @@ impl Intake {
         if let Some(tracked) = self.partitions.remove(&scope) {
             tracked.partition.release();
             self.shared.wake_thread();
+            let messages = tracked.tracker.done_behind();
+            if messages > 0 {
+                self.controls.push_back(Control::Unsettled { scope, messages });
+            }
         }
     }
 
@@ -328,6 +332,25 @@ mod tests {
         assert_eq!(delivered(&mut intake, 9), NONE);
         intake.release(partition.scope);
         assert_eq!(intake.partitions(), 1);
+    }
+
+    #[test]
+    fn fm16_what_is_done_behind_one_that_is_not_is_unsettled_when_its_partition_goes() {
+        let (mut intake, shared, partition) = intake();
+        push(&shared, &partition, 0..6);
+        assert_eq!(delivered(&mut intake, 6), [0, 1, 2, 3, 4, 5]);
+        for seq in [0, 2, 4, 5] {
+            intake.settle(tag(&partition, seq), Settlement::Ack);
+        }
+        intake.settle(tag(&partition, 3), Settlement::Nack);
+        intake.release(partition.scope);
+        let unsettled = Event::Unsettled { scope: partition.scope, messages: 3 };
+        assert!(
+            matches!(poll(&mut intake, 9).1, Poll::Ready(Ok(event)) if event == unsettled),
+            "not 0: it can be committed"
+        );
+        intake.release(partition.scope);
+        assert_eq!(delivered(&mut intake, 9), NONE, "told once");
     }
 
     #[test]

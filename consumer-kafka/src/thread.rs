@@ -351,7 +351,9 @@ impl Worker {
                 topic = &*partition.topic,
                 partition = partition.id,
                 messages,
-                "acked, and not committed when the partition was taken away: delivered again"
+                group = self.callbacks.options.scope(),
+                brokers = self.callbacks.brokers,
+                "acked, and not committed when the partition went: may be delivered again"
             );
         }
         let why = self.not_committed(&"a partition was taken away before that");
@@ -376,20 +378,30 @@ impl Worker {
         }
     }
 
+    fn serve_while_closing(&mut self, commit: bool) {
+        self.serve_commits(Instant::now(), commit);
+        // Nothing is delivered any more: what is polled comes again to whoever has the partition next.
+        let _ = self.consumer.poll(Duration::from_millis(1));
+    }
+
     /// Commits the last offsets and leaves the group.
     fn close(mut self) -> Result<(), String> {
         let all = self.callbacks.assignment().list(|_| true);
         if let Err(error) = self.consumer.pause(&all) {
             tracing::debug!(%error, "partitions could not be paused");
         }
-        // A close does not answer for what was lost before: that is left to a flush.
-        self.tell_lost();
-        self.kept = Ok(());
         self.flush = Some((u64::MAX, Instant::now()));
+        // What is lost is known when no commit is on its way.
+        while self.flush.is_some() && self.committer.is_busy() {
+            self.serve_while_closing(false);
+        }
+        if !self.committer.is_busy() {
+            self.tell_lost();
+        }
+        // A close does not answer for what was lost before: that is left to a flush.
+        self.kept = Ok(());
         while self.flush.is_some() {
-            self.serve_commits(Instant::now(), true);
-            // Nothing is delivered any more: what is polled comes again to whoever has the partition next.
-            let _ = self.consumer.poll(Duration::from_millis(1));
+            self.serve_while_closing(true);
         }
         let Worker { consumer, committer, flushed, kept, .. } = self;
         if !leave(consumer, Some(committer)) {

@@ -105,6 +105,11 @@ impl<M: Clone> Tracker<M> {
         self.running
     }
 
+    /// How many are done behind one that is not, where no commit can reach them.
+    pub(crate) fn done_behind(&self) -> u64 {
+        self.window.iter().filter(|entry| matches!(entry.state, State::Done)).count() as u64
+    }
+
     /// The offset behind the last one delivered.
     pub(crate) fn position(&self) -> Option<u64> {
         self.position

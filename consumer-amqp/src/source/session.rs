@@ -71,14 +71,14 @@ struct Sent {
     written: Written,
 }
 
-fn one(seq: u64) -> Ack {
-    Ack { from: seq, tag: seq, multiple: false }
+fn one(seq: u64, messages: u64) -> Ack {
+    Ack { tag: seq, multiple: false, messages }
 }
 
 /// What a lost session leaves behind.
 pub(super) struct Lost {
     pub(super) scope: u64,
-    /// Acked by the runtime, and the broker was not told.
+    /// Acked or rejected by the runtime, and that is not known to be written to the connection.
     pub(super) unsettled: u64,
     /// Whether the broker has everything else that it was told.
     pub(super) is_certain: bool,
@@ -312,7 +312,7 @@ impl Session {
                 }
                 let channel = self.channel.clone();
                 let options = BasicRejectOptions { requeue: false };
-                self.send(one(seq), async move { channel.basic_reject(seq, options).await });
+                self.send(one(seq, 1), async move { channel.basic_reject(seq, options).await });
             }
         }
     }
@@ -321,7 +321,7 @@ impl Session {
     fn requeue(&mut self, seq: u64) {
         let channel = self.channel.clone();
         let options = BasicNackOptions { multiple: false, requeue: true };
-        self.send(one(seq), async move { channel.basic_nack(seq, options).await });
+        self.send(one(seq, 0), async move { channel.basic_nack(seq, options).await });
     }
 
     /// What waits at the broker, and here, behind what was handed over.
@@ -333,7 +333,7 @@ impl Session {
     pub(super) fn lose(mut self) -> Lost {
         self.tell_all();
         let _ = self.check_written();
-        let unsettled = self.sent.iter().map(|sent| sent.ack.tag - sent.ack.from + 1).sum();
+        let unsettled = self.sent.iter().map(|sent| sent.ack.messages).sum();
         Lost { scope: self.scope, unsettled, is_certain: self.is_certain }
     }
 

@@ -426,6 +426,8 @@ impl State {
             let late = |member: &Member| how != Settlement::Nack && member.ended.contains(&tag.scope);
             if let Some(member) = self.members.get_mut(&id).filter(|member| late(member)) {
                 member.lost = true;
+                member.events.push_back(Event::Unsettled { scope: tag.scope, messages: 1 });
+                self.wake.extend(member.waker.take());
             }
             return;
         };
@@ -434,8 +436,8 @@ impl State {
         let how = if lost { Settlement::Nack } else { how };
         let settled = assignment.settle(tag.seq, how);
         let (group, topic, partition) = (assignment.group, assignment.topic, assignment.partition);
-        if let Some(member) = self.members.get_mut(&id).filter(|_| lost && settled != Settled::Ignored) {
-            member.lost |= lost_ack;
+        if let Some(member) = self.members.get_mut(&id).filter(|_| lost_ack && settled != Settled::Ignored) {
+            member.lost = true;
             member.events.push_back(Event::Unsettled { scope: tag.scope, messages: 1 });
             self.wake.extend(member.waker.take());
         }

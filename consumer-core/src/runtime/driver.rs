@@ -364,7 +364,7 @@ impl<Src: Source, S: Stack> Driver<Src, S> {
                 tracing::warn!(
                     scope,
                     messages,
-                    "settlements did not reach the broker: the messages will be delivered again"
+                    "settlements did not reach the broker: the messages may be delivered again"
                 );
             }
             Event::End => self.ended = true,

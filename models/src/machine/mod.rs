@@ -1,6 +1,6 @@
 //! Workers, a store and a broker, as the models of the claim and of the way back share them.
 //!
-//! A worker does here what `consumer-core`'s `dedup/service.rs` does, in the same order: claim, take a place in the gate,
+//! A worker does here what `consumer-core`'s `dedup/service.rs` and `ask.rs` do, in the same order: claim, take a place in the gate,
 //! run, record, ack; a failure goes through the dead-letter layer or the delayed retry, and the runtime presents again
 //! what was handed back. Every decision of the store is made by
 //! [`transition`](consumer_core::dedup::protocol::transition).

@@ -233,11 +233,7 @@ fn report_redrive(report: &Redriven, options: &args::Redrive) -> Result<ExitCode
         }))?,
         Output::Table => {
             let done = if options.dry_run { "would be redriven" } else { "redriven" };
-            // How many were read says something only if that was all of them.
-            let mut text = match report.matched {
-                0 => format!("0 {done}: {} read, and none is like that\n", report.read),
-                _ => format!("{} {done}\n", report.redriven),
-            };
+            let mut text = format!("{} {done}\n", report.redriven);
             for (target, count) in &report.targets {
                 text.push_str(&format!("  {count} to {}\n", plain(target)));
             }

@@ -108,8 +108,10 @@ pub async fn a_flush_tells_what_was_lost<T: BrokerUnderTest>(subject: &T) {
     let group = case.group().await;
     case.publish_numbers(0..2).await;
     let mut member = case.member(&group).await.keep_scopes();
+    let mut scope = 0;
     for noticed in [false, true] {
         let taken = member.take(2, case.rule).await;
+        scope = taken[0].tag.scope;
         member.events.clear();
         subject.cut().await;
         let gone = |events: &[Event]| events.contains(&Event::Disconnected);
@@ -121,10 +123,15 @@ pub async fn a_flush_tells_what_was_lost<T: BrokerUnderTest>(subject: &T) {
             timeout(subject.patience(), poll_fn(|cx| member.source().poll_flush(cx))).await.expect(case.rule);
         assert!(flushed.is_err(), "a_flush_tells_what_was_lost: noticed: {noticed}");
         assert!(member.wait_for(gone).await, "a_flush_tells_what_was_lost: it is disconnected");
-        member.source().release(taken[0].tag.scope);
+        member.source().release(scope);
     }
     let again = member.take(2, case.rule).await;
     assert_eq!(sorted(&again), [0, 1], "a_flush_tells_what_was_lost: none of the acks has arrived");
+    let unsettled = member.events.iter().map(|event| match event {
+        Event::Unsettled { scope: of, messages } if *of == scope => *messages,
+        _ => 0,
+    });
+    assert_eq!(unsettled.sum::<u64>(), 2, "a_flush_tells_what_was_lost: acks after the connection was lost");
     member.ack(&again);
     member.flush().await;
     member.close().await;

@@ -45,6 +45,6 @@ rules! {
     a_lost_connection_is_reported needs Cut: "A source says that its connection is gone, ends its scopes, and comes back.";
     a_lost_connection_brings_back_what_was_held needs Cut: "What was held comes again, what was acked does not.";
     a_flush_answers_for_all_that_was_acked needs Cut: "A flush that was given up does not answer for what is acked after it.";
-    a_flush_tells_what_was_lost needs Cut: "A flush fails when an ack was lost with its connection, and the next does not.";
+    a_flush_tells_what_was_lost needs Cut: "A flush fails when an ack was lost with its connection, and the next does not; an ack after that is unsettled.";
     cuts_lose_nothing needs Cut: "Connections that are lost again and again lose no message.";
 }
