@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{admin, connected, consumer, drive, numbers, produce, publisher, queue};
+use common::{admin, connected, consumer, drive, number, numbers, produce, publisher, queue};
 use consumer_amqp::{AmqpDelivery, AmqpSource, Queue};
 use consumer_core::{Demand, Event, Settlement, Source, runtime::Ordering};
 use xtask::servers::shared_rabbitmq;
@@ -262,6 +262,32 @@ async fn the_order_of_a_single_active_consumer_is_kept_over_a_close() {
         next.ack(&rest);
         next.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn the_order_of_a_single_active_consumer_is_kept_when_a_source_is_dropped() {
+    let url = shared_rabbitmq();
+    let described = Queue::quorum(common::unique("q")).single_active_consumer();
+    admin(&url).ensure_queue(described.clone()).await.unwrap();
+    produce(&publisher(&url), described.name(), 0..20).await;
+    let consumer = || AmqpSource::builder(&url).queue(described.clone());
+    let mut member = drive(consumer().prefetch(10));
+    let got = member.take(10, "as many as it may hold").await;
+    // It only stands by, and takes over at once.
+    let mut next = drive(consumer());
+    assert!(next.wait_for(|events| events.contains(&Event::Connected)).await);
+    member.ack(&got[..2]);
+    drop(member);
+    let mut rest = next.take(18, "the rest").await;
+    // The acks may have been lost with the channel: then they come again, in front.
+    rest.retain(|delivery| number(&delivery.message) >= 2);
+    while rest.len() < 18 {
+        rest.extend(next.take(1, "the rest").await);
+    }
+    assert_eq!(numbers(&rest), (2..20).collect::<Vec<_>>());
+    next.ack(&rest);
+    next.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

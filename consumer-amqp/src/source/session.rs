@@ -372,8 +372,12 @@ pub(super) struct Flush {
 }
 
 impl Drop for Session {
-    /// A source that is dropped without being closed tells what it can.
+    /// A source that is dropped without being closed tells what it can, and closes the channel. A consumer that is dropped
+    /// on an open one is cancelled first: then whoever stands by gets what comes later before what this one gives back.
     fn drop(&mut self) {
         self.tell_all();
+        let mut closing = Box::pin(self.channel.close(OK, "dropped".into()));
+        // The driver queues the frame at the first poll.
+        let _ = closing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     }
 }
