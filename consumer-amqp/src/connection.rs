@@ -1,9 +1,17 @@
 //! Where the broker is and how it is reached. Shared by a source, the publisher and the administration made from it.
 
-use std::{cell::RefCell, fmt, fs, io, path::PathBuf, time::Duration};
+use std::{
+    cell::RefCell,
+    fmt, fs,
+    future::Future,
+    io,
+    path::PathBuf,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use lapin::{
-    ConnectionProperties, runtime,
+    Channel, ConnectionProperties, runtime,
     tcp::{AMQPUriTcpExt, OwnedIdentity, OwnedTLSConfig},
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
@@ -13,6 +21,7 @@ use crate::error::{AmqpError, Kind, chain, distrust, said};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(10);
+const LEAVE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
@@ -198,9 +207,41 @@ fn keep_this_thread_from_logging() {
     });
 }
 
-/// Ends a connection over which all that was asked for is done.
+/// Ends a connection over which all that was asked for is done. A broker that says nothing any more is not waited for.
 pub(crate) async fn leave(connection: lapin::Connection) {
-    let _ = connection.close(200, "closed".into()).await;
+    let _ = tokio::time::timeout(LEAVE, connection.close(200, "closed".into())).await;
+}
+
+/// Tells the broker that the channel is closed, and does not wait for its answer.
+///
+/// A consumer that is dropped on an open channel is cancelled first, and what it holds comes back later, behind what went on
+/// to others meanwhile.
+pub(crate) fn close_now(channel: &Channel) {
+    let mut closing = Box::pin(channel.close(200, "dropped".into()));
+    // The driver queues the frame at the first poll.
+    let _ = closing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+}
+
+/// A channel while a consumer is asked for. If that is given up, the driver would keep the channel, and soon the consumer on
+/// it, which holds messages for nobody.
+pub(crate) struct Opening(Option<Channel>);
+
+impl Opening {
+    pub(crate) fn new(channel: &Channel) -> Self {
+        Self(Some(channel.clone()))
+    }
+
+    pub(crate) fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(channel) = &self.0 {
+            close_now(channel);
+        }
+    }
 }
 
 impl Tls {

@@ -267,6 +267,20 @@ async fn dropped_without_a_close_it_gives_everything_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers: cargo xtask test"]
+async fn wherever_an_opening_is_given_up_nothing_is_held_after_it() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let name = filled(&direct, dead(), 5).await;
+    proxy.delay(consumer_testing::proxy::Direction::ToClient, Duration::from_millis(20));
+    for step in 1..=40 {
+        let admin = admin(&url);
+        let _ = timeout(step * Duration::from_millis(10), admin.dead_letters(&name).open()).await;
+    }
+    until_depth(&direct, &name, 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
 async fn a_queue_that_is_empty_has_none_and_one_that_is_missing_says_so() {
     let url = shared_rabbitmq();
     let name = filled(&url, dead(), 0).await;

@@ -6,9 +6,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{admin, connected, consumer, drive, number, numbers, produce, publisher, queue};
+use common::{
+    LIMIT, admin, by_proxy, connected, consumer, drive, number, numbers, produce, publisher, queue,
+};
 use consumer_amqp::{AmqpDelivery, AmqpSource, Queue};
 use consumer_core::{Demand, Event, Settlement, Source, runtime::Ordering};
+use consumer_testing::proxy::Direction;
+use tokio::time::{sleep, timeout};
 use xtask::servers::shared_rabbitmq;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,6 +292,26 @@ async fn the_order_of_a_single_active_consumer_is_kept_when_a_source_is_dropped(
     assert_eq!(numbers(&rest), (2..20).collect::<Vec<_>>());
     next.ack(&rest);
     next.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn wherever_a_start_is_given_up_nothing_is_held_after_it() {
+    let direct = shared_rabbitmq();
+    let (proxy, url) = by_proxy(&direct).await;
+    let queue = queue(&direct).await;
+    produce(&publisher(&direct), &queue, 0..5).await;
+    proxy.delay(Direction::ToClient, Duration::from_millis(20));
+    for step in 1..=40 {
+        let mut member = drive(consumer(&url, &queue));
+        let _ = timeout(step * Duration::from_millis(8), member.wait_for(|_| false)).await;
+    }
+    let all_there = async {
+        while admin(&direct).depth(&queue).await.unwrap() != Some(5) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, all_there).await.expect("nobody holds anything");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::death;
 use crate::{
+    connection::{Opening, close_now},
     declare::{self, PASSIVE},
     delivery::Reader,
     error::AmqpError,
@@ -182,6 +183,10 @@ impl AmqpLetters {
         })));
     }
 
+    fn channel_of(&self, place: Place) -> Option<&Channel> {
+        self.channels.get(usize::try_from(place.scope).ok()?).map(|held| &held.channel)
+    }
+
     fn acked(&mut self, place: Place) -> Option<&Channel> {
         let index = usize::try_from(place.scope).ok()?;
         let is_last = index + 1 == self.channels.len();
@@ -227,6 +232,16 @@ impl AmqpLetters {
     }
 }
 
+/// Without a close all goes back too, channel by channel in their order; a consumer that was cancelled with letters still to
+/// come has disturbed it.
+impl Drop for AmqpLetters {
+    fn drop(&mut self) {
+        for held in &self.channels {
+            close_now(&held.channel);
+        }
+    }
+}
+
 impl Held {
     fn new(channel: Channel) -> Self {
         Self { channel, consumers: 1, last: 0, unsettled: HashSet::new() }
@@ -242,20 +257,22 @@ impl Active {
 /// A further consumer on a channel that has so many, or on a new one.
 async fn consume(connection: Arc<lapin::Connection>, on: Option<(Channel, usize)>, queue: String) -> Opened {
     let wrong = |error| AmqpError::driver(format!("rabbitmq does not let us consume from `{queue}`"), error);
+    let is_new = on.is_none();
     let (channel, number) = match on {
         Some(known) => known,
-        None => {
-            let channel = declare::channel(&connection).await?;
-            channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await.map_err(wrong)?;
-            (channel, 0)
-        }
+        None => (declare::channel(&connection).await?, 0),
     };
+    let opening = Opening::new(&channel);
+    if is_new {
+        channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await.map_err(wrong)?;
+    }
     // In their order as texts: it is the order in which the server takes them when the channel closes.
     let tag = format!("dead-letters-{number:02}");
     let consumer = channel
         .basic_consume(queue.as_str().into(), tag.into(), CONSUME, FieldTable::default())
         .await
         .map_err(wrong)?;
+    opening.done();
     Ok((channel, consumer))
 }
 
@@ -340,6 +357,11 @@ impl Letters for AmqpLetters {
         let queue = self.queue.clone();
         if !self.connection.status().connected() {
             let what = format!("the connection to rabbitmq is gone: the letter is back in `{queue}`");
+            return Box::pin(ready(Err(DeadLettersError::unavailable(what))));
+        }
+        // Before it counts as settled: asked again, the answer is the same.
+        if self.channel_of(place).is_some_and(|channel| !channel.status().connected()) {
+            let what = format!("rabbitmq has closed the channel of this letter: it is back in `{queue}`");
             return Box::pin(ready(Err(DeadLettersError::unavailable(what))));
         }
         // None where it was settled before.

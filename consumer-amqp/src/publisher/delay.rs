@@ -61,6 +61,7 @@ async fn ensure(inner: &Inner, queue: &Queue) -> Result<bool, PublishError> {
 async fn declare_queue(inner: &Inner, queue: &Queue) -> Result<(), AmqpError> {
     let connection = inner.connection.connect("publisher").await?;
     let declared = declare::alone(&connection, queue).await;
-    leave(connection).await;
+    // Others wait for this queue to be known.
+    tokio::spawn(leave(connection));
     declared
 }

@@ -19,7 +19,11 @@ use super::{
     job::Job,
     returns::{Flights, Verdict},
 };
-use crate::{connection::Connection, declare, error::AmqpError};
+use crate::{
+    connection::Connection,
+    declare,
+    error::{AmqpError, is_about_a_frame},
+};
 
 type Confirmed = Pin<Box<dyn Future<Output = (u64, Result<Confirmation, lapin::Error>)> + Send>>;
 
@@ -102,6 +106,9 @@ impl Link {
                     tracing::info!("rabbitmq takes messages again");
                     self.blocked = None;
                 }
+                // The publishes on their way tell of it, and for certain on this channel: the event may come when there is
+                // another one.
+                lapin::Event::Error(failed) if is_about_a_frame(&failed) => {}
                 lapin::Event::Error(failed) => error = error.or(Some(failed)),
                 _ => {}
             }

@@ -26,6 +26,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{builder::Options, depth::Depth, hold::Hold};
 use crate::{
+    connection::{Opening, close_now},
     declare,
     delivery::Reader,
     error::{AmqpError, Kind},
@@ -99,6 +100,7 @@ impl Session {
         declare::queue(&connection, &options.queue, options.policy).await?;
         let queue = options.queue.name();
         let channel = declare::channel(&connection).await?;
+        let opening = Opening::new(&channel);
         let wrong = |what: &str, error| AmqpError::driver(format!("{what} the queue `{queue}`"), error);
         channel
             .basic_qos(prefetch, BasicQosOptions { global: false })
@@ -108,6 +110,7 @@ impl Session {
             .basic_consume(queue.into(), "".into(), CONSUME, FieldTable::default())
             .await
             .map_err(|error| wrong("rabbitmq does not let us consume from", error))?;
+        opening.done();
         let now = Instant::now();
         Ok(Self {
             consumer,
@@ -372,12 +375,9 @@ pub(super) struct Flush {
 }
 
 impl Drop for Session {
-    /// A source that is dropped without being closed tells what it can, and closes the channel. A consumer that is dropped
-    /// on an open one is cancelled first: then whoever stands by gets what comes later before what this one gives back.
+    /// A source that is dropped without being closed tells what it can.
     fn drop(&mut self) {
         self.tell_all();
-        let mut closing = Box::pin(self.channel.close(OK, "dropped".into()));
-        // The driver queues the frame at the first poll.
-        let _ = closing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        close_now(&self.channel);
     }
 }
