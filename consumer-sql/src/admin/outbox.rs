@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
-use sqlx::{AssertSqlSafe, Pool};
+use sqlx::Pool;
 
 use super::{
     count,
@@ -11,7 +11,7 @@ use super::{
     row::{OutboxMessage, OutboxRow},
     statement::{Statement, Value},
 };
-use crate::{Database, Lag, SqlError, Tables, relay::Session};
+use crate::{Database, Lag, SqlError, Tables, inbox::transaction::Open, relay::Session};
 
 /// Rows in one transaction.
 const PORTION: usize = 500;
@@ -344,11 +344,13 @@ impl<DB: Database> OutboxAdmin<DB> {
         what: &str,
         change: &mut OutboxChange,
     ) -> Result<Option<i64>, sqlx::Error> {
-        let mut transaction = self.pool.begin_with(AssertSqlSafe(DB::BEGIN)).await?;
+        // Given up while it begins, sqlx's own would go back to the pool with an open transaction.
+        let mut open = Open::begin(&self.pool, None).await?;
+        let transaction = open.connection();
         let of_shard = match shard {
             Some(shard) => {
                 // Else a relay that has just seen a failed row could mark others as held behind it when it is gone.
-                DB::lock(&mut transaction, &self.tables, shard, self.wait).await?;
+                DB::lock(transaction, &self.tables, shard, self.wait).await?;
                 format!("message_key IS NOT NULL AND {} = {shard}", DB::SHARD)
             }
             None => "message_key IS NULL".to_owned(),
@@ -358,7 +360,7 @@ impl<DB: Database> OutboxAdmin<DB> {
         );
         let rows = filter.and::<DB>(Statement::new(rows));
         let rows = rows.push(&format!(" ORDER BY id LIMIT {PORTION}{}", DB::LOCKED));
-        let rows = DB::fetch_rows(&mut transaction, self.named(rows)).await?;
+        let rows = DB::fetch_rows(transaction, self.named(rows)).await?;
         let (mut ids, mut lanes) = (Vec::with_capacity(rows.len()), BTreeSet::new());
         for row in &rows {
             ids.push(DB::int(row, 0)?.unwrap_or_default());
@@ -366,15 +368,18 @@ impl<DB: Database> OutboxAdmin<DB> {
                 lanes.insert((DB::text(row, 1)?.unwrap_or_default(), key));
             }
         }
-        let Some(last) = ids.last().copied() else { return Ok(None) };
+        let Some(last) = ids.last().copied() else {
+            open.discard();
+            return Ok(None);
+        };
         let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
         let statement = Statement::new(format!("{what} WHERE id IN ({})", ids.join(", ")));
-        let rows = DB::run_statement(&mut transaction, self.named(statement)).await?;
+        let rows = DB::run_statement(transaction, self.named(statement)).await?;
         let mut freed = 0;
         for (destination, key) in lanes {
-            freed += DB::run_statement(&mut transaction, self.named(free(destination, key))).await?;
+            freed += DB::run_statement(transaction, self.named(free(destination, key))).await?;
         }
-        sqlx::Transaction::commit(transaction).await?;
+        open.commit().await?;
         change.rows += rows;
         change.freed += freed;
         Ok(Some(last))

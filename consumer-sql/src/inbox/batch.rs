@@ -23,7 +23,7 @@ use super::{
     failures::{BatchFailed, failed, gone, handed_back, kept, lost, rolled_back},
     service::{FIRST_PAUSE, LONGEST_PAUSE, Shared, known},
     statements::Record,
-    transaction::{Lent, Open},
+    transaction::{Lent, Open, not_committed},
 };
 use crate::{Database, SqlError};
 
@@ -260,7 +260,7 @@ impl<DB: Database> Shared<DB> {
                 Ok(())
             }
             Ok(open) => {
-                let ended = open.commit().await;
+                let ended = open.commit().await.map_err(not_committed);
                 if let Err(error) = &ended {
                     batch.answer_found(error).await;
                 }
@@ -428,7 +428,14 @@ impl<'a, DB: Database> Batch<'a, DB> {
         let statements =
             [Some("ROLLBACK TO SAVEPOINT consumer_message"), Some(RELEASE), forget.as_deref(), next];
         let statements = statements.into_iter().flatten().collect::<Vec<_>>().join("; ");
-        match timeout(UNDO, run_statements(open, statements)).await {
+        let undo = async {
+            match run_statements(open, statements.clone()).await {
+                // The error may be that of a statement which the message has left behind: then none of these was sent.
+                Err(_) => run_statements(open, statements).await,
+                undone => undone,
+            }
+        };
+        match timeout(UNDO, undo).await {
             Ok(undone) => undone,
             Err(_) => Err(failed(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
         }

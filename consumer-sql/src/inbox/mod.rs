@@ -102,7 +102,7 @@ mod service;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod statements;
-mod transaction;
+pub(crate) mod transaction;
 
 pub use extract::Tx;
 pub use layer::InboxLayer;

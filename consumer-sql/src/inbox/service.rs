@@ -28,7 +28,7 @@ use super::{
     meter::Meter,
     retention::Sweeper,
     statements::{Record, Sql},
-    transaction::{Lent, Open, Slot},
+    transaction::{Lent, Open, Slot, not_committed},
 };
 use crate::{Database, SqlError, availability::Availability};
 
@@ -93,7 +93,8 @@ where
     }
 
     /// # Cancel safety
-    /// Dropped, the future leaves record and effect both or none: nothing is committed unless the commit was sent.
+    /// Dropped, the future leaves record and effect both or none. While it waits for a commit they may be committed all the
+    /// same: a batch commits what has succeeded in it.
     fn call(&mut self, message: Message) -> Self::Future {
         let (shared, inner) = (self.shared.clone(), self.inner.clone());
         Box::pin(async move {
@@ -138,7 +139,7 @@ where
             if !lent.was_taken() {
                 shared.unused();
             }
-            if let Err(error) = open.commit().await {
+            if let Err(error) = open.commit().await.map_err(not_committed) {
                 let hash = record.as_ref().map(|record| record.hash);
                 let look = shared.found_after(&error, hash.as_slice());
                 if message.answered_or_cancelled(look).await.is_none_or(|found| found.is_empty()) {

@@ -102,8 +102,9 @@ impl Statements for Sqlite {
     /// The thread of the connection knows what of BEGIN and COMMIT was done and not heard of, and needs to be told in any
     /// case. Closing it would lose a database in memory.
     fn abandon(mut connection: PoolConnection<Self>) {
-        // Savepoints that a handler has forgotten are rolled back before.
-        for _ in 0..Manager::get_transaction_depth(&connection).max(1) {
+        // Savepoints that a handler has forgotten are rolled back before. One more, since the thread leaves one out if a
+        // rollback was done and not heard of; without a transaction it is none.
+        for _ in 0..=Manager::get_transaction_depth(&connection).max(1) {
             Manager::start_rollback(&mut connection);
         }
     }

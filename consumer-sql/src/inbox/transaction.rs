@@ -22,7 +22,7 @@ const COMMIT: Duration = Duration::from_secs(30);
 
 /// A connection in a transaction. Dropped, it is rolled back, and the connection is not used again in a state that nobody
 /// knows.
-pub(super) struct Open<DB: Database> {
+pub(crate) struct Open<DB: Database> {
     /// None when it has ended.
     connection: Option<PoolConnection<DB>>,
     /// Where only one may write, this one's turn.
@@ -30,7 +30,7 @@ pub(super) struct Open<DB: Database> {
 }
 
 impl<DB: Database> Open<DB> {
-    pub(super) async fn begin(
+    pub(crate) async fn begin(
         pool: &Pool<DB>,
         turn: Option<OwnedSemaphorePermit>,
     ) -> Result<Self, sqlx::Error> {
@@ -56,16 +56,15 @@ impl<DB: Database> Open<DB> {
     }
 
     #[expect(clippy::expect_used, reason = "only what consumes the transaction takes the connection")]
-    pub(super) fn connection(&mut self) -> &mut DB::Connection {
+    pub(crate) fn connection(&mut self) -> &mut DB::Connection {
         self.connection.as_mut().expect("a transaction has its connection until it ends")
     }
 
     /// # Errors
     /// When it is not known to be committed.
-    pub(super) async fn commit(mut self) -> Result<(), SqlError> {
+    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
         let said = timeout(COMMIT, DB::commit(self.connection())).await;
-        let said = said.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));
-        said.map_err(|error| SqlError::driver("the inbox's transaction could not be committed", error))?;
+        said.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))?;
         self.hand_back();
         Ok(())
     }
@@ -84,7 +83,7 @@ impl<DB: Database> Open<DB> {
     }
 
     /// For one in which every statement has been answered: the rollback goes out with whatever is sent next.
-    pub(super) fn discard(mut self) {
+    pub(crate) fn discard(mut self) {
         DB::TransactionManager::start_rollback(self.connection());
         self.hand_back();
     }
@@ -103,6 +102,11 @@ impl<DB: Database> Drop for Open<DB> {
             DB::abandon(connection);
         }
     }
+}
+
+/// What a commit of the inbox's means that is not known to be done.
+pub(super) fn not_committed(error: sqlx::Error) -> SqlError {
+    SqlError::driver("the inbox's transaction could not be committed", error)
 }
 
 /// Where the transaction of a message lies while nobody uses it: the layer and the handler share it.

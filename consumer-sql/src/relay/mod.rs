@@ -179,7 +179,8 @@ impl<DB: Database, P: Publisher> Relay<DB, P> {
     /// there; and when the publisher panics.
     ///
     /// # Cancel safety
-    /// Dropping the future is a crash: what was on its way is published again.
+    /// Dropping the future is a crash: what was on its way is published again. The publisher may still be at it, so the second
+    /// copy of a message may come behind later ones of its key.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<RelayReport, SqlError> {
         let Self { pool, publisher, config } = self;
         tokio::pin!(shutdown);

@@ -107,6 +107,10 @@ impl<DB: Under> Batch<DB> {
                         return Err(Failure::transient("no"));
                     }
                     b"panics" => panic!("broken"),
+                    b"is cut by the server" => {
+                        DB::execute(&mut tx, "SET LOCAL statement_timeout = '1400ms'".into()).await?;
+                        DB::execute(&mut tx, "SELECT pg_sleep(5)".into()).await?;
+                    }
                     b"keeps" => kept.lock().unwrap().push(tx),
                     b"hangs" => {
                         hanging.add_permits(1);
@@ -352,6 +356,30 @@ async fn a_handler_that_hangs_holds_up_the_batch_for_its_time_out<DB: Under>() {
     }
     assert!(processed(&ended[0]) && ended[1].is_err() && processed(&ended[2]), "{ended:?}");
     assert_eq!(batch.sums().await, (10, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs servers: cargo xtask test"]
+async fn postgres_a_statement_that_is_left_behind_and_fails_takes_none_of_the_others_along() {
+    super::bank::BATCH
+        .scope(32, async {
+            let batch = Batch::<Postgres>::open().await;
+            let stack = tower::ServiceBuilder::new()
+                .layer(batch.bank.layer())
+                .layer(TimeoutLayer::new(Duration::from_secs(1)))
+                .service(batch.handler());
+            let messages = vec![does("a", "books"), does("b", "is cut by the server"), does("c", "books")];
+            let (first, others) = batch.behind_the_first(&stack, messages).await;
+            batch.gate.add_permits(1);
+            first.await.unwrap().unwrap();
+            let mut ended = Vec::new();
+            for other in others {
+                ended.push(other.await.unwrap());
+            }
+            assert!(processed(&ended[0]) && ended[1].is_err() && processed(&ended[2]), "{ended:?}");
+            assert_eq!(batch.sums().await, (15, 3));
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,16 +1,17 @@
 //! What an operator sees of the outbox, and does about it.
 
-use std::time::Duration;
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use consumer_core::{
     Message, Outgoing,
     memory::{MemoryBroker, PublishFault},
 };
 use consumer_sql::{OutboxAdmin, OutboxFilter, OutboxPurge, OutboxState};
+use sqlx::{Row, postgres::PgPoolOptions};
 
 use crate::{
     LIMIT, broker,
-    database::{TestDatabase, sqlite},
+    database::{TestDatabase, postgres, sqlite},
     message, on_both, published, relay, relayed, write,
 };
 
@@ -231,4 +232,44 @@ async fn while_relays_work_nothing_stays_held_behind_what_was_requeued<D: TestDa
     sent.sort();
     sent.dedup();
     assert_eq!(sent.len(), 200);
+}
+
+/// A pool of one connection, so that a dirty one would be the next one's.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers: cargo xtask test"]
+async fn postgres_given_up_at_any_poll_it_leaves_no_transaction_in_the_pool() {
+    let (database, broker) = (postgres().await, broker());
+    write(&database, [to("nowhere", "1", "a"), to("nowhere", "2", "a")]).await;
+    once(&database, &broker).await;
+    let narrow = PgPoolOptions::new().max_connections(1);
+    let narrow = narrow.connect(&xtask::servers::shared_postgres()).await.unwrap();
+    let admin = OutboxAdmin::new(narrow.clone()).tables(database.tables().clone());
+    let filter = OutboxFilter::default();
+    for is_answered in [false, true] {
+        for polls in 0.. {
+            let mut changing = Box::pin(admin.requeue(&filter));
+            let mut left = polls;
+            let changed = poll_fn(|cx| {
+                if left == 0 {
+                    return Poll::Ready(false);
+                }
+                left -= 1;
+                match changing.as_mut().poll(cx) {
+                    Poll::Ready(changed) => Poll::Ready(changed.is_ok()),
+                    Poll::Pending if left == 0 && !is_answered => Poll::Ready(false),
+                    Poll::Pending => Poll::Pending,
+                }
+            })
+            .await;
+            drop(changing);
+            // Within a transaction it is the time at which that began.
+            let now = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(&narrow).await.unwrap();
+            let is_outside: bool = now.get(0);
+            assert!(is_outside, "after {polls} polls");
+            if changed {
+                assert!(polls > 3, "so few are no test");
+                break;
+            }
+        }
+    }
 }
