@@ -332,7 +332,8 @@ impl Message {
     /// Use it inside the dedup layer as well as outside; never while holding a permit taken inside the retry layer.
     ///
     /// # Cancel safety
-    /// Dropping the future drops `wait`; the message stays held.
+    /// Dropping the future drops `wait`; the message stays held. It may have lost its turn to run beside others, so a layer
+    /// that drops the future hands the message back and does not call on.
     pub async fn while_waiting<F: Future>(&self, wait: F) -> F::Output {
         let waiting = Waiting::of(self);
         if let Some(claim) = self.claim() {

@@ -144,6 +144,20 @@ pub async fn export(
     limit: Option<u64>,
     to: &mut (dyn Write + Send),
 ) -> Result<u64, AdminError> {
+    let written = write(&mut *letters, filter, limit, to).await;
+    // They go back in their order whatever happened.
+    let closed = letters.close().await;
+    let count = written?;
+    closed?;
+    Ok(count)
+}
+
+async fn write(
+    letters: &mut dyn Letters,
+    filter: &Filter,
+    limit: Option<u64>,
+    to: &mut (dyn Write + Send),
+) -> Result<u64, AdminError> {
     let mut count = 0;
     while limit.is_none_or(|limit| count < limit)
         && let Some(letter) = letters.next().await?
@@ -154,6 +168,5 @@ pub async fn export(
         }
     }
     to.flush().map_err(|error| AdminError::new("the letters cannot be written").with_source(error))?;
-    letters.close().await?;
     Ok(count)
 }

@@ -1,6 +1,10 @@
 use std::{
     fs,
     num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -401,4 +405,37 @@ async fn a_letter_is_in_the_file_before_it_is_settled() {
     let how = Discard::because("tests");
     let report = discard(letters, &Filter::default(), &how, file, |_| {}).await.unwrap();
     assert_eq!((report.discarded, broker.records("orders.dead").len()), (700, 0));
+}
+
+/// Letters that tell whether they were closed.
+#[derive(Debug)]
+struct Closing(Box<dyn Letters>, Arc<AtomicBool>);
+
+#[async_trait::async_trait]
+impl Letters for Closing {
+    fn expected(&self) -> Option<u64> {
+        self.0.expected()
+    }
+
+    async fn next(&mut self) -> Result<Option<DeadLetter>, DeadLettersError> {
+        self.0.next().await
+    }
+
+    fn settle(&mut self, place: Place, how: Settled) -> BoxFuture<Result<(), DeadLettersError>> {
+        self.0.settle(place, how)
+    }
+
+    async fn close(self: Box<Self>) -> Result<(), DeadLettersError> {
+        self.1.store(true, Relaxed);
+        self.0.close().await
+    }
+}
+
+#[tokio::test]
+async fn an_export_that_cannot_write_closes_the_letters() {
+    let (broker, closed) = (broker(3).await, Arc::new(AtomicBool::new(false)));
+    let letters = Box::new(Closing(open(&broker).await, closed.clone()));
+    let mut full: &mut [u8] = &mut [0; 10];
+    assert!(export(letters, &Filter::default(), None, &mut full).await.is_err());
+    assert!(closed.load(Relaxed));
 }

@@ -2,7 +2,8 @@
 //!
 //! While a message waits for its delayed retry, later ones of its message key wait behind it. A store holds a [`Parked`]
 //! for each such key and makes each [`ParkRequest`] one atomic step, as [`apply`](Parked::apply) does. Every operation
-//! may be repeated: the second time it changes nothing.
+//! may be repeated: the second time it changes nothing. One that a store has given up and that arrives after later ones
+//! can put a message into the list which does not come any more; the key is then parked until its list runs out.
 //!
 //! The list and not the broker keeps the order. A message that comes back and is not the first of it waits again.
 

@@ -249,6 +249,17 @@ fn report_redrive(report: &Redriven, options: &args::Redrive) -> Result<ExitCode
     Ok(ExitCode::from(u8::from(report.failed > 0 || report.is_stopped || report.is_cut)))
 }
 
+/// A file for these letters; without one they go back in their order.
+async fn create_for(letters: Box<dyn Letters>, path: &Path) -> Result<(Box<dyn Letters>, File), AdminError> {
+    match create(path) {
+        Ok(file) => Ok((letters, file)),
+        Err(error) => {
+            letters.close().await?;
+            Err(error)
+        }
+    }
+}
+
 fn create(path: &Path) -> Result<File, AdminError> {
     let cannot =
         |error| AdminError::new(format!("{} cannot be created anew", path.display())).with_source(error);
@@ -288,7 +299,7 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
         how = how.limit(limit);
     }
     let letters = open(&*broker.dead_letters(from)?).await?;
-    let file = create(&path)?;
+    let (letters, file) = create_for(letters, &path).await?;
     let bar = progress::bar(letters.expected());
     let mut last = Discarded::default();
     let outcome = discard(letters, &filter, &how, file, |report| {
@@ -317,11 +328,13 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
 
 async fn export_letters(options: args::Export) -> Result<ExitCode, AdminError> {
     let broker = options.from.broker.open()?;
-    let letters = open(&*broker.dead_letters(&options.from.name)?).await?;
-    let mut to: Box<dyn Write + Send> = match &options.file {
-        Some(path) => Box::new(BufWriter::new(create(path)?)),
-        None => Box::new(BufWriter::new(std::io::stdout())),
-    };
+    let mut letters = open(&*broker.dead_letters(&options.from.name)?).await?;
+    let mut to: Box<dyn Write + Send> = Box::new(BufWriter::new(std::io::stdout()));
+    if let Some(path) = &options.file {
+        let file;
+        (letters, file) = create_for(letters, path).await?;
+        to = Box::new(BufWriter::new(file));
+    }
     let count = export(letters, &options.which.filter(), options.limit.limit, &mut *to).await?;
     eprintln!("{count} exported");
     Ok(ExitCode::SUCCESS)

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    panic::{self, AssertUnwindSafe},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -77,7 +78,8 @@ where
         }
         let sleep = this.sleep.get_or_insert_with(|| Box::pin(sleep(*this.timeout)));
         ready!(sleep.as_mut().poll(cx));
-        this.call.set(None);
+        // What panics as it is dropped has not succeeded either, and is tried again like all else.
+        let _ = panic::catch_unwind(AssertUnwindSafe(|| this.call.set(None)));
         Poll::Ready(Err(Failure::transient(TimedOut(*this.timeout))))
     }
 }

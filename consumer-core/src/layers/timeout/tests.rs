@@ -62,6 +62,23 @@ async fn the_call_is_dropped_when_the_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_panics_as_it_is_dropped_has_timed_out() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    let handler = service_fn(|_: Message| async {
+        let _bomb = Bomb;
+        std::future::pending::<Result<(), Failure>>().await
+    });
+    let stack = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(handler);
+    let failure = stack.oneshot(Message::new("x")).await.unwrap_err();
+    assert!(failure.find::<TimedOut>().is_some(), "{failure:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_class_of_an_inner_failure_is_kept() {
     let handler = service_fn(|_: Message| async { Err::<(), _>(Failure::permanent("no")) });
     let stack = ServiceBuilder::new().layer(TimeoutLayer::new(SECOND)).service(handler);
