@@ -232,8 +232,8 @@ impl AmqpLetters {
     }
 }
 
-/// Without a close all goes back too, channel by channel in their order; a consumer that was cancelled with letters still to
-/// come has disturbed it.
+/// Without a close all goes back too, what one channel holds in its order; which channel comes first, and what was still on
+/// its way, is the broker's choice.
 impl Drop for AmqpLetters {
     fn drop(&mut self) {
         for held in &self.channels {
@@ -359,7 +359,7 @@ impl Letters for AmqpLetters {
             let what = format!("the connection to rabbitmq is gone: the letter is back in `{queue}`");
             return Box::pin(ready(Err(DeadLettersError::unavailable(what))));
         }
-        // Before it counts as settled: asked again, the answer is the same.
+        // Before it counts as settled: asked again, an error stays one.
         if self.channel_of(place).is_some_and(|channel| !channel.status().connected()) {
             let what = format!("rabbitmq has closed the channel of this letter: it is back in `{queue}`");
             return Box::pin(ready(Err(DeadLettersError::unavailable(what))));

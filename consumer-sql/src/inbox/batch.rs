@@ -429,11 +429,9 @@ impl<'a, DB: Database> Batch<'a, DB> {
             [Some("ROLLBACK TO SAVEPOINT consumer_message"), Some(RELEASE), forget.as_deref(), next];
         let statements = statements.into_iter().flatten().collect::<Vec<_>>().join("; ");
         let undo = async {
-            match run_statements(open, statements.clone()).await {
-                // The error may be that of a statement which the message has left behind: then none of these was sent.
-                Err(_) => run_statements(open, statements).await,
-                undone => undone,
-            }
+            // A statement that the message has left behind is answered first. Its error is not one of these.
+            let _ = open.connection().flush().await;
+            run_statements(open, statements).await
         };
         match timeout(UNDO, undo).await {
             Ok(undone) => undone,

@@ -108,8 +108,8 @@ impl<DB: Under> Batch<DB> {
                     }
                     b"panics" => panic!("broken"),
                     b"is cut by the server" => {
-                        DB::execute(&mut tx, "SET LOCAL statement_timeout = '1400ms'".into()).await?;
-                        DB::execute(&mut tx, "SELECT pg_sleep(5)".into()).await?;
+                        DB::execute(&mut tx, "SET LOCAL statement_timeout = '3s'".into()).await?;
+                        DB::execute(&mut tx, "SELECT pg_sleep(10)".into()).await?;
                     }
                     b"keeps" => kept.lock().unwrap().push(tx),
                     b"hangs" => {
@@ -366,7 +366,7 @@ async fn postgres_a_statement_that_is_left_behind_and_fails_takes_none_of_the_ot
             let batch = Batch::<Postgres>::open().await;
             let stack = tower::ServiceBuilder::new()
                 .layer(batch.bank.layer())
-                .layer(TimeoutLayer::new(Duration::from_secs(1)))
+                .layer(TimeoutLayer::new(Duration::from_secs(2)))
                 .service(batch.handler());
             let messages = vec![does("a", "books"), does("b", "is cut by the server"), does("c", "books")];
             let (first, others) = batch.behind_the_first(&stack, messages).await;

@@ -240,12 +240,13 @@ async fn while_relays_work_nothing_stays_held_behind_what_was_requeued<D: TestDa
 async fn postgres_given_up_at_any_poll_it_leaves_no_transaction_in_the_pool() {
     let (database, broker) = (postgres().await, broker());
     write(&database, [to("nowhere", "1", "a"), to("nowhere", "2", "a")]).await;
-    once(&database, &broker).await;
     let narrow = PgPoolOptions::new().max_connections(1);
     let narrow = narrow.connect(&xtask::servers::shared_postgres()).await.unwrap();
     let admin = OutboxAdmin::new(narrow.clone()).tables(database.tables().clone());
     let filter = OutboxFilter::default();
     for is_answered in [false, true] {
+        // What was requeued in the round before fails again.
+        once(&database, &broker).await;
         for polls in 0.. {
             let mut changing = Box::pin(admin.requeue(&filter));
             let mut left = polls;

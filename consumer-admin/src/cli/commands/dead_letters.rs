@@ -249,15 +249,14 @@ fn report_redrive(report: &Redriven, options: &args::Redrive) -> Result<ExitCode
     Ok(ExitCode::from(u8::from(report.failed > 0 || report.is_stopped || report.is_cut)))
 }
 
-/// A file for these letters; without one they go back in their order.
-async fn create_for(letters: Box<dyn Letters>, path: &Path) -> Result<(Box<dyn Letters>, File), AdminError> {
-    match create(path) {
-        Ok(file) => Ok((letters, file)),
-        Err(error) => {
-            letters.close().await?;
-            Err(error)
-        }
+/// Opens the letters for a file that was made for them before: giving letters back costs a reading of all.
+async fn open_for(letters: &dyn DeadLetters, path: &Path) -> Result<Box<dyn Letters>, AdminError> {
+    let opened = open(letters).await;
+    if opened.is_err() {
+        // Nothing is in it yet.
+        let _ = std::fs::remove_file(path);
     }
+    opened
 }
 
 fn create(path: &Path) -> Result<File, AdminError> {
@@ -298,8 +297,8 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
     if let Some(limit) = limit {
         how = how.limit(limit);
     }
-    let letters = open(&*broker.dead_letters(from)?).await?;
-    let (letters, file) = create_for(letters, &path).await?;
+    let file = create(&path)?;
+    let letters = open_for(&*broker.dead_letters(from)?, &path).await?;
     let bar = progress::bar(letters.expected());
     let mut last = Discarded::default();
     let outcome = discard(letters, &filter, &how, file, |report| {
@@ -328,13 +327,14 @@ async fn discard_letters(options: args::Discard) -> Result<ExitCode, AdminError>
 
 async fn export_letters(options: args::Export) -> Result<ExitCode, AdminError> {
     let broker = options.from.broker.open()?;
-    let mut letters = open(&*broker.dead_letters(&options.from.name)?).await?;
-    let mut to: Box<dyn Write + Send> = Box::new(BufWriter::new(std::io::stdout()));
-    if let Some(path) = &options.file {
-        let file;
-        (letters, file) = create_for(letters, path).await?;
-        to = Box::new(BufWriter::new(file));
-    }
+    let dead_letters = broker.dead_letters(&options.from.name)?;
+    let (letters, mut to): (_, Box<dyn Write + Send>) = match &options.file {
+        Some(path) => {
+            let file = create(path)?;
+            (open_for(&*dead_letters, path).await?, Box::new(BufWriter::new(file)))
+        }
+        None => (open(&*dead_letters).await?, Box::new(BufWriter::new(std::io::stdout()))),
+    };
     let count = export(letters, &options.which.filter(), options.limit.limit, &mut *to).await?;
     eprintln!("{count} exported");
     Ok(ExitCode::SUCCESS)
