@@ -21,6 +21,7 @@ use crate::error::{AmqpError, Kind, chain, distrust, said};
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a broker is waited for that is asked for nothing more.
 const LEAVE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]

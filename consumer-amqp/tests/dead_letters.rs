@@ -6,7 +6,7 @@ mod common;
 
 use std::time::{Duration, SystemTime};
 
-use common::{LIMIT, admin, by_proxy, drive, log, number, produce, publisher, unique};
+use common::{LIMIT, admin, by_proxy, drive, log, number, produce, publisher, unique, until_depth};
 use consumer_amqp::{AmqpSource, Queue};
 use consumer_core::{
     Message, Outgoing, Publisher, Settlement,
@@ -75,15 +75,6 @@ async fn settle(letters: &mut Box<dyn Letters>, settled: impl IntoIterator<Item 
     for answer in answers {
         timeout(LIMIT, answer).await.expect("it is told").unwrap();
     }
-}
-
-async fn until_depth(url: &str, queue: &str, depth: u64) {
-    let waiting = async {
-        while admin(url).depth(queue).await.unwrap() != Some(depth) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("there are never {depth} in {queue}"));
 }
 
 fn up_to(count: u32) -> Vec<u32> {

@@ -135,11 +135,7 @@ async fn fm16_an_ack_that_finds_its_channel_dead_is_unsettled_and_the_message_co
     let again = member.take(4, "all of them again").await;
     assert_eq!(numbers(&again), [0, 1, 2, 3]);
     assert!(again.iter().all(|delivery| delivery.tag.scope != got[0].tag.scope));
-    let unsettled = member.events.iter().map(|event| match event {
-        Event::Unsettled { scope, messages } if *scope == got[0].tag.scope => *messages,
-        _ => 0,
-    });
-    assert_eq!(unsettled.sum::<u64>(), 3, "handing back is no settlement that could be lost");
+    assert_eq!(member.unsettled(got[0].tag.scope), 3, "handing back is no settlement that could be lost");
     // A tag of the channel that is gone names nothing on the new one.
     member.ack(&got);
     let flushed = std::future::poll_fn(|cx| member.source().poll_flush(cx)).await;

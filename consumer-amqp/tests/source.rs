@@ -7,12 +7,12 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    LIMIT, admin, by_proxy, connected, consumer, drive, number, numbers, produce, publisher, queue,
+    admin, by_proxy, connected, consumer, drive, number, numbers, produce, publisher, queue, until_depth,
 };
 use consumer_amqp::{AmqpDelivery, AmqpSource, Queue};
 use consumer_core::{Demand, Event, Settlement, Source, runtime::Ordering};
 use consumer_testing::proxy::Direction;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use xtask::servers::shared_rabbitmq;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,12 +309,7 @@ async fn wherever_a_start_is_given_up_nothing_is_held_after_it() {
             break;
         }
     }
-    let all_there = async {
-        while admin(&direct).depth(&queue).await.unwrap() != Some(5) {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LIMIT, all_there).await.expect("nobody holds anything");
+    until_depth(&direct, &queue, 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,6 +199,15 @@ impl<S: Source> Driven<S> {
         }
     }
 
+    /// How many acks of a scope are known not to have reached the broker.
+    pub fn unsettled(&self, scope: u64) -> u64 {
+        let messages = |event: &Event| match event {
+            Event::Unsettled { scope: of, messages } if *of == scope => *messages,
+            _ => 0,
+        };
+        self.events.iter().map(messages).sum()
+    }
+
     /// Waits until all settlements are with the broker, events being handled meanwhile.
     ///
     /// # Panics

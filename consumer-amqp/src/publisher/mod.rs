@@ -48,8 +48,8 @@ const BYTES: usize = 64 << 20;
 /// quorum queue, on a majority of its nodes. What leads to no queue fails as unroutable.
 ///
 /// # What it guarantees and what not
-/// - Messages go out in the order of the calls, those with a delay apart, over a connection of its own. One that was on its way when the
-///   connection broke is sent again, before later ones, so it may be stored **twice, with the same id**.
+/// - Messages go out in the order of the calls, those with a delay apart, over a connection of its own. One that was on its
+///   way when the connection broke is sent again, before later ones, so it may be stored **twice, with the same id**.
 /// - A message that is not confirmed within [`timeout`](AmqpPublisherBuilder::timeout) fails, and may have been stored
 ///   all the same. While the broker blocks publishers (memory or disk is low), messages wait for as long.
 /// - 16,384 messages or 64 MiB may wait; beyond that a publish fails at once.

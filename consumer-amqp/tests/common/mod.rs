@@ -11,6 +11,7 @@ use std::{
 use consumer_amqp::{AmqpAdmin, AmqpPublisher, AmqpSource, AmqpSourceBuilder, Queue};
 use consumer_core::{Delivery, Event, Message, Outgoing, Publisher};
 use consumer_testing::{drive::Driven, proxy::Proxy};
+use tokio::time::{sleep, timeout};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
@@ -30,6 +31,16 @@ pub(crate) async fn by_proxy(url: &str) -> (Proxy, String) {
     let proxy = Proxy::start(([127, 0, 0, 1], port)).await.unwrap();
     let url = format!("{front}:{}/{vhost}", proxy.port());
     (proxy, url)
+}
+
+/// Waits until so many are ready; the broker tells nobody when.
+pub(crate) async fn until_depth(url: &str, queue: &str, depth: u64) {
+    let waiting = async {
+        while admin(url).depth(queue).await.unwrap() != Some(depth) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("there are never {depth} in {queue}"));
 }
 
 /// A quorum queue of a name that is new.

@@ -127,11 +127,7 @@ pub async fn a_flush_tells_what_was_lost<T: BrokerUnderTest>(subject: &T) {
     }
     let again = member.take(2, case.rule).await;
     assert_eq!(sorted(&again), [0, 1], "a_flush_tells_what_was_lost: none of the acks has arrived");
-    let unsettled = member.events.iter().map(|event| match event {
-        Event::Unsettled { scope: of, messages } if *of == scope => *messages,
-        _ => 0,
-    });
-    assert_eq!(unsettled.sum::<u64>(), 2, "a_flush_tells_what_was_lost: acks after the connection was lost");
+    assert_eq!(member.unsettled(scope), 2, "a_flush_tells_what_was_lost: acks after the connection was lost");
     member.ack(&again);
     member.flush().await;
     member.close().await;
