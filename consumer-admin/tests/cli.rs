@@ -70,6 +70,24 @@ fn a_broker_that_is_not_there_is_named_and_its_password_is_not() {
 }
 
 #[test]
+fn letters_that_cannot_be_opened_leave_no_file_and_a_file_that_is_there_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["export", "discard --all --yes --because tests"] {
+        let file = folder.path().join("letters.jsonl");
+        let broker = "--broker amqp://127.0.0.1:1/%2f --from dead";
+        let arguments = format!("dead-letters {command} {broker} --file {}", file.display());
+        let output = admin(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("127.0.0.1:1") && !file.exists(), "{}", said(&output));
+        std::fs::write(&file, "kept").unwrap();
+        let output = admin(&arguments);
+        assert!(said(&output).contains("letters.jsonl cannot be created anew"), "{}", said(&output));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
+        std::fs::remove_file(&file).unwrap();
+    }
+}
+
+#[test]
 fn a_database_that_is_not_there_is_named_and_its_password_is_not() {
     for command in ["relay --broker kafka://h:1", "outbox stats", "inbox list", "migrate"] {
         let output = admin(&format!("{command} --database postgres://ann:s3cret@127.0.0.1:1/shop"));
